@@ -1,0 +1,43 @@
+// Builds the native shim, the embedded guest and the launcher with node-gyp.
+//
+// node-gyp downloads Node's headers unless it is told where they are; that breaks on closed networks. Where the
+// running Node was installed with its headers (`<prefix>/include/node`), they are used, and nothing is fetched.
+import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { availableParallelism } from 'node:os';
+import { dirname, join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+if (process.platform !== 'linux') {
+  console.error('pagetide: userfaultfd exists on Linux only; run Pagetide on a Linux host (kernel 5.7 or newer).');
+  process.exit(1);
+}
+
+const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
+const nodeGyp = createRequire(import.meta.url).resolve('node-gyp/bin/node-gyp.js');
+const prefix = resolve(dirname(process.execPath), '..');
+const headers = [prefix, '/usr', '/usr/local'].find((dir) => existsSync(join(dir, 'include/node/node_api.h')));
+
+const action = process.argv.includes('--clean')
+  ? 'rebuild'
+  : existsSync(join(root, 'native/build/Makefile'))
+    ? 'build'
+    : 'rebuild';
+const args = [
+  nodeGyp,
+  action,
+  '-C',
+  'native',
+  `--jobs=${availableParallelism()}`,
+  ...(headers ? [`--nodedir=${headers}`] : []),
+];
+const built = spawnSync(process.execPath, args, { cwd: root, stdio: ['ignore', 'pipe', 'pipe'], encoding: 'utf8' });
+if (built.status !== 0) {
+  process.stderr.write(built.stdout + built.stderr);
+  console.error(
+    'pagetide: building the native part failed. It needs a C++20 compiler (g++ 10+ or clang 12+), make and Python 3.',
+  );
+  process.exit(1);
+}
+if (process.env.PAGETIDE_VERBOSE_BUILD) process.stdout.write(built.stdout + built.stderr);
