@@ -1,0 +1,334 @@
+/**
+ * The fill: brings, behind the faults, every page that the guest has not touched.
+ *
+ *   choose a run (fill-order) ─ claim ─► local: install ──────────────────────────► next
+ *                                     └► remote: ask for a batch ─► answer: install, mark zeros ─► next
+ *
+ * It never gets in front of a fault: it holds the gate for one bounded copy at a time, and while a fault waits for an
+ * answer from elsewhere it asks for one small batch at a time instead of a window of large ones.
+ *
+ * A frame that it claimed is either installed, found dealt with, marked zero, or given back (release) when its batch
+ * cannot be answered; EAGAIN means that the fault worker has an event to read first: the same pages are tried again. So
+ * are pages that a memory file lacks for now, or for which there is no memory: told once, and never filled with anything
+ * else. Only a page of somebody else's ends the fill.
+ */
+import { PagetideError } from '../errors.ts';
+import { FillOrder } from './fill-order.ts';
+import type { LocalPages } from './local-pages.ts';
+import { FrameState, Outcome, OutcomeField, OUTCOME_FIELDS } from './native.ts';
+import type { FaultSession } from './native.ts';
+import type { Serving } from './serving.ts';
+
+/** Where batches come from: the fill connection. */
+export interface BatchPages {
+  /** Asks for the frames of `runs` ([start, count, …]); the answer comes to {@link FillService.answer}. False while not connected. */
+  request(runs: Uint32Array): boolean;
+}
+
+/** A batch, unpacked: the pages of all frames of `runs` that are not zero, back to back in `pages`. */
+export interface FilledBatch {
+  runs: Uint32Array;
+  /** One bit a frame, least significant first: set where the frame is all zero. */
+  zero: Uint8Array;
+  pages: Uint8Array;
+  /** Payload bytes on the wire. */
+  wireBytes: number;
+}
+
+export interface FillOptions {
+  session: FaultSession;
+  serving: Serving;
+  local?: LocalPages | undefined;
+  remote?: BatchPages | undefined;
+  /** Frames a batch. */
+  batchFrames: number;
+  /** Batches asked for at once. */
+  window: number;
+  /** Bytes of pages a second, on average; 0: as fast as it goes. */
+  bandwidth: number;
+  /** A frame cannot be had or installed for now. Not told again before something was installed. */
+  onTrouble?: (frame: number, error: PagetideError) => void;
+}
+
+export type FillEnd = 'filled' | 'stopped' | 'gone';
+
+/** Frames a batch while a fault waits. */
+const POLITE_FRAMES = 16;
+/** While pages are in other hands (waiting faults, a lost connection) it looks again this often, milliseconds. */
+const IDLE_MS = 5;
+const AGAIN_MS = 1;
+/** A source that refuses is asked again after this long, milliseconds. */
+const REFUSED_MS = 200;
+/** So is what the kernel or a memory file refuses. */
+const TROUBLE_MS = 200;
+
+export class FillService {
+  private readonly options: FillOptions;
+  private readonly order: FillOrder;
+  private readonly outcome = new Int32Array(OUTCOME_FIELDS);
+  /** Runs asked for and not answered. */
+  private readonly inFlight = new Set<Uint32Array>();
+  private readonly again: FilledBatch[] = [];
+  private wake: (() => void) | undefined;
+  private stopped = false;
+  private gone = false;
+  private failure: PagetideError | undefined;
+  private troubled = false;
+  private pausedUntil = 0;
+  private budget = 0;
+  private budgetAt = performance.now();
+
+  constructor(options: FillOptions) {
+    this.options = options;
+    this.order = new FillOrder(options.session, options.serving);
+  }
+
+  /**
+   * Fills until nothing is outstanding. Nothing stays claimed by it, however it ends.
+   * @throws PagetideError `PT_FOREIGN_PAGE`
+   */
+  async run(): Promise<FillEnd> {
+    try {
+      return await this.work();
+    } finally {
+      this.stopped = true;
+      this.disconnected();
+      for (const batch of this.again.splice(0)) this.giveBack(batch.runs);
+    }
+  }
+
+  private async work(): Promise<FillEnd> {
+    const { session, local } = this.options;
+    for (;;) {
+      if (this.failure !== undefined) throw this.failure;
+      if (this.gone) return 'gone';
+      if (this.stopped) return 'stopped';
+      if (this.again.length > 0) {
+        for (const batch of this.again.splice(0)) this.install(batch);
+        if (this.again.length > 0) await this.pause(this.troubled ? TROUBLE_MS : AGAIN_MS);
+        continue;
+      }
+      if (local !== undefined) {
+        if (!(await this.fillLocal(local))) await this.pause(IDLE_MS);
+      } else {
+        this.ask();
+        await this.pause(IDLE_MS);
+      }
+      // The table is the truth: frames that faults wait for are outstanding too, and not ours.
+      if (session.nextMissing(0) < 0 && this.inFlight.size === 0 && session.counts().outstanding === 0) return 'filled';
+    }
+  }
+
+  stop(): void {
+    this.stopped = true;
+    this.wake?.();
+  }
+
+  /** An answer on the fill connection. */
+  answer(asked: Uint32Array, batch: FilledBatch): void {
+    this.inFlight.delete(asked);
+    if (this.isOver()) {
+      this.giveBack(batch.runs);
+      return;
+    }
+    this.install(batch);
+    this.ask();
+    if (this.again.length > 0 || this.inFlight.size === 0) this.wake?.();
+  }
+
+  /** The fill connection is gone: what it was asked for is missing again. */
+  disconnected(): void {
+    for (const runs of this.inFlight) this.giveBack(runs);
+    this.inFlight.clear();
+  }
+
+  /** The fill connection is up (again). */
+  connected(): void {
+    this.wake?.();
+  }
+
+  /** The source can't give a batch now; what was asked for is missing again, and asked for after a while. */
+  refused(asked: Uint32Array): void {
+    this.inFlight.delete(asked);
+    this.giveBack(asked);
+    this.pausedUntil = performance.now() + REFUSED_MS;
+  }
+
+  private giveBack(runs: Uint32Array): void {
+    for (let i = 0; i < runs.length; i += 2) {
+      this.options.session.release(runs[i]!, runs[i + 1]!, FrameState.InFlight);
+    }
+  }
+
+  /** Fills the window of requests. */
+  private ask(): void {
+    const { remote, serving, window, batchFrames } = this.options;
+    if (remote === undefined || this.stopped || performance.now() < this.pausedUntil) return;
+    for (;;) {
+      const polite = serving.demandWaiting > 0;
+      if (this.inFlight.size >= (polite ? 1 : window) || !this.withinBandwidth()) return;
+      const frames = this.order.next(polite ? Math.min(POLITE_FRAMES, batchFrames) : batchFrames);
+      if (frames.length === 0) return;
+      const runs = Uint32Array.from(frames);
+      if (!remote.request(runs)) {
+        this.giveBack(runs);
+        return;
+      }
+      this.inFlight.add(runs);
+      this.spend(runs);
+    }
+  }
+
+  private withinBandwidth(): boolean {
+    const { bandwidth } = this.options;
+    if (bandwidth === 0) return true;
+    const now = performance.now();
+    // Never more than a tenth of a second's worth saved up.
+    this.budget = Math.min(bandwidth / 10, this.budget + ((now - this.budgetAt) * bandwidth) / 1000);
+    this.budgetAt = now;
+    return this.budget >= 0;
+  }
+
+  private spend(runs: ArrayLike<number>): void {
+    for (let i = 1; i < runs.length; i += 2) this.budget -= runs[i]! * this.options.session.pageSize;
+  }
+
+  /** @returns false when nothing could be chosen */
+  private async fillLocal(local: LocalPages): Promise<boolean> {
+    const { session, batchFrames } = this.options;
+    if (!this.withinBandwidth()) return false;
+    const runs = this.order.next(batchFrames);
+    this.spend(runs);
+    for (let i = 0; i < runs.length; i += 2) {
+      let frame = runs[i]!;
+      const end = frame + runs[i + 1]!;
+      while (frame < end) {
+        const result = local.install(session, frame, end - frame, this.outcome);
+        this.progress(this.outcome[OutcomeField.Installed]!);
+        frame = this.outcome[OutcomeField.Next]!;
+        if (result === Outcome.Done) continue;
+        // The frames not reached are missing again for whoever comes next: a fault, or the next sweep.
+        session.release(frame, end - frame, FrameState.InFlight);
+        if (result === Outcome.Again) await this.pause(AGAIN_MS);
+        else if (this.settle(result, frame)) await this.pause(TROUBLE_MS);
+        break;
+      }
+      if (this.isOver()) {
+        for (let j = i + 2; j < runs.length; j += 2) session.release(runs[j]!, runs[j + 1]!, FrameState.InFlight);
+        break;
+      }
+    }
+    // Messages (stop) come through the event loop.
+    await new Promise((resolve) => setImmediate(resolve));
+    return runs.length > 0;
+  }
+
+  private isOver(): boolean {
+    return this.gone || this.stopped || this.failure !== undefined;
+  }
+
+  private install(batch: FilledBatch): void {
+    const { session, serving } = this.options;
+    const { runs, zero, pages } = batch;
+    const size = session.pageSize;
+    serving.addPages('fill', batch.wireBytes, pages.length, 0);
+    let index = 0;
+    let offset = 0;
+    for (let i = 0; i < runs.length; i += 2) {
+      const start = runs[i]!;
+      const end = start + runs[i + 1]!;
+      for (let frame = start; frame < end;) {
+        const isZero = bit(zero, index);
+        let count = 1;
+        while (frame + count < end && bit(zero, index + count) === isZero) count++;
+        if (isZero) {
+          session.markZero(frame, count);
+        } else {
+          const result = session.install(frame, count, pages, offset, this.outcome);
+          this.progress(this.outcome[OutcomeField.Installed]!);
+          if (result !== Outcome.Done) {
+            const done = this.outcome[OutcomeField.Next]! - frame;
+            if (result === Outcome.Again || this.settle(result, frame + done))
+              this.again.push(rest(batch, i, frame + done, index + done, offset + done * size));
+            else this.giveBack(runs.subarray(i));
+            return;
+          }
+          offset += count * size;
+        }
+        frame += count;
+        index += count;
+      }
+    }
+  }
+
+  private progress(installed: number): void {
+    if (installed === 0) return;
+    this.troubled = false;
+    this.options.serving.addPages('fill', 0, 0, installed);
+  }
+
+  /**
+   * Ends the fill, leaves an alarm to whoever watches the session, or tells the trouble.
+   * @returns whether it is worth trying again
+   */
+  private settle(result: Outcome, frame: number): boolean {
+    if (result === Outcome.Gone) {
+      this.gone = true;
+    } else if (result === Outcome.Foreign) {
+      this.options.serving.alarm();
+      this.failure = new PagetideError(
+        'PT_FOREIGN_PAGE',
+        `a page stands in frame ${frame} that Pagetide did not put there`,
+      );
+    } else if (result === Outcome.Short) {
+      this.trouble(
+        frame,
+        new PagetideError('PT_MEMORY_FILE', `the fill waits: the memory file ends before frame ${frame}`),
+      );
+      return true;
+    } else {
+      const errno = this.outcome[OutcomeField.Errno]!;
+      const code = errno === 12 ? 'PT_NO_MEMORY' : errno === 28 ? 'PT_NO_SPACE' : 'PT_SYSCALL';
+      this.trouble(
+        frame,
+        new PagetideError(code, `the fill waits: installing frame ${frame} failed with errno ${errno}`),
+      );
+      return true;
+    }
+    this.wake?.();
+    return false;
+  }
+
+  private trouble(frame: number, error: PagetideError): void {
+    if (!this.troubled) this.options.onTrouble?.(frame, error);
+    this.troubled = true;
+  }
+
+  private pause(ms: number): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(done, ms);
+      const wake = (): void => done();
+      function done(): void {
+        clearTimeout(timer);
+        resolve();
+      }
+      this.wake = wake;
+    });
+  }
+}
+
+function bit(bitmap: Uint8Array, index: number): boolean {
+  return ((bitmap[index >> 3]! >> (index & 7)) & 1) === 1;
+}
+
+/** What of a batch is left from `frame` (in run `i / 2`, the `index`th of the batch, its page at `offset`) on. */
+function rest(batch: FilledBatch, i: number, frame: number, index: number, offset: number): FilledBatch {
+  const end = batch.runs[i]! + batch.runs[i + 1]!;
+  const runs = Uint32Array.of(frame, end - frame, ...batch.runs.subarray(i + 2));
+  let frames = 0;
+  for (let r = 1; r < runs.length; r += 2) frames += runs[r]!;
+  const zero = new Uint8Array((frames + 7) >> 3);
+  for (let n = 0; n < frames; n++) if (bit(batch.zero, index + n)) zero[n >> 3]! |= 1 << (n & 7);
+  // a copy: the pages may lie in memory that the connection uses again
+  return { runs, zero, pages: batch.pages.slice(offset), wireBytes: 0 };
+}

@@ -1,0 +1,72 @@
+/** A guest's task in the fill pool: opens the session and the page source in this thread, and runs the fill. */
+import { FillService } from './fill-service.ts';
+import { openLocalPages, type LocalPages } from './local-pages.ts';
+import { native } from './native.ts';
+import { PeerPages } from './peer-pages.ts';
+import { ServicePort } from './service-port.ts';
+import { Serving } from './serving.ts';
+import type { ServiceEnd, ServiceTask } from './worker-messages.ts';
+
+/** Ends when nothing is outstanding, when told to stop, or when the guest is gone. */
+export async function runFillTask(task: ServiceTask): Promise<ServiceEnd> {
+  const session = native().openSession(task.session);
+  const serving = new Serving(task.serving);
+  const port = new ServicePort(task.port);
+  let local: LocalPages | undefined;
+  let peer: PeerPages | undefined;
+  let fill: FillService | undefined;
+  try {
+    const asked = new Map<number, Uint32Array>();
+    if (task.pages.kind === 'peer') {
+      peer = new PeerPages(task.pages, 'fill', serving, port, {
+        onBatch: (batch, stream) => {
+          const runs = asked.get(stream);
+          asked.delete(stream);
+          if (runs === undefined) return;
+          fill?.answer(runs, { runs, zero: batch.zero, pages: batch.pages, wireBytes: batch.bodyBytes });
+        },
+        onBatchError: (stream, runs, error) => {
+          asked.delete(stream);
+          fill?.refused(runs);
+          port.tell({ event: 'trouble', frame: runs[0] ?? 0, error: error.toJSON() });
+        },
+        onConnected: () => fill?.connected(),
+        onDisconnected: () => {
+          asked.clear();
+          fill?.disconnected();
+        },
+      });
+      if (!(await port.unlessStopped(peer.connected))) return { end: 'stopped' };
+    } else {
+      local = openLocalPages(task.pages);
+    }
+    const pages = peer;
+    fill = new FillService({
+      session,
+      serving,
+      local,
+      remote: pages && {
+        request: (runs) => {
+          const stream = pages.requestBatch(runs);
+          if (stream === 0) return false;
+          asked.set(stream, runs);
+          return true;
+        },
+      },
+      batchFrames: task.batchFrames,
+      window: task.window,
+      bandwidth: task.bandwidth,
+      onTrouble: (frame, error) => port.tell({ event: 'trouble', frame, error: error.toJSON() }),
+    });
+    const service = fill;
+    port.onStop = () => service.stop();
+    port.tell({ event: 'ready' });
+    if (!(await port.started)) return { end: 'stopped' };
+    return { end: await service.run() };
+  } finally {
+    peer?.close();
+    local?.close();
+    session.close();
+    port.close();
+  }
+}

@@ -1,0 +1,334 @@
+/**
+ * The one typed door to the native shim. Nothing else loads the addon.
+ *
+ * Every native call checks its arguments; a failed system call throws a {@link PagetideError} with code `PT_SYSCALL`
+ * (or a closer one), whose message names the call, the errno and the address range.
+ */
+import { createRequire } from 'node:module';
+import { existsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { PagetideError } from '../errors.ts';
+
+/** State of one frame, as the byte in the page table has it. Keep equal to `FrameState` in native/core/page_table.h. */
+export const FrameState = {
+  /** Not here, nobody asked for it. */
+  Missing: 0,
+  /** A fault waits for it: asked for on the demand connection. */
+  Wanted: 1,
+  /** The fill has asked for it. */
+  InFlight: 2,
+  /** One thread is installing it right now. */
+  Installing: 3,
+  /** Its content is in the guest. */
+  Present: 4,
+  /** The guest gave it up: reads as zero from now on. */
+  Removed: 5,
+  /** Known to be zero; a zero page is installed when it faults, never by the fill. */
+  Zero: 6,
+  /** One thread is installing a zero page right now. */
+  InstallingZero: 7,
+} as const;
+export type FrameState = (typeof FrameState)[keyof typeof FrameState];
+
+/** What an install call came to. Keep equal to `Outcome` in native/core/session.h. */
+export const Outcome = {
+  /** Every frame of the run is dealt with: installed now, or already present, removed or zero. */
+  Done: 0,
+  /** The layout is changing (EAGAIN): drain events with `wait`, then call again from `outcome[Next]`. */
+  Again: 1,
+  /** The guest's process is gone (ESRCH). */
+  Gone: 2,
+  /** A page that nobody here installed is in the way (EEXIST): an alarm. The frame is not woken. */
+  Foreign: 3,
+  /** The source could not give the whole page (short read). Nothing was installed for that frame. */
+  Short: 4,
+  /** Any other error; `outcome[Errno]` has the number. */
+  Failed: 5,
+} as const;
+export type Outcome = (typeof Outcome)[keyof typeof Outcome];
+
+/** Indices into the Int32Array that install calls fill. */
+export const OutcomeField = { Installed: 0, Skipped: 1, Next: 2, Errno: 3 } as const;
+export const OUTCOME_FIELDS = 4;
+
+/** Bits of `WaitField.Flags`. */
+export const WaitFlag = {
+  /** The session was told to stop. */
+  Stop: 1,
+  /** The event loop of this thread has something to do. */
+  Loop: 2,
+  /** Removes were applied: parked frames may have become zero. */
+  Removed: 4,
+  /** The guest's process closed its last copy of the userfaultfd, or is gone. */
+  Hangup: 8,
+  /** `socketFd` is readable. */
+  Socket: 16,
+} as const;
+
+/**
+ * Indices into the Float64Array that `wait` fills. Times are CLOCK_MONOTONIC in microseconds: `Entered` when the wait
+ * began (what was served before was done by then), `Now` when the faults had been read, or when `clock` was called.
+ */
+export const WaitField = { Flags: 0, Removes: 1, Entered: 2, Now: 3 } as const;
+export const WAIT_FIELDS = 4;
+
+/** One contiguous piece of guest memory. */
+export interface MemoryRegion {
+  /** Address in the guest's process, page aligned, below 2^47. */
+  hostAddress: number;
+  /** Bytes, a multiple of the page size. */
+  size: number;
+  /** Where it begins in guest memory space (bytes), page aligned: frame = offset / page size. */
+  offset: number;
+}
+
+export interface SessionOptions {
+  /** The userfaultfd. The session owns it from now on and closes it in `destroySession`. */
+  uffd: number;
+  /** Non-overlapping in address and in offset. */
+  regions: MemoryRegion[];
+  /** Bytes: 4096 or 2 MiB; a power of two. */
+  pageSize: number;
+  /** True when the guest's memory is shared (tmpfs, memfd): removes do not take content away, punches do. */
+  shared: boolean;
+  /** Where the page table lives, so that it outlives the agent (a file on tmpfs); without it, in anonymous memory. */
+  tablePath?: string;
+  /** Take over the page table that `tablePath` holds instead of making a new one. */
+  recover?: boolean;
+}
+
+export interface SessionCounts {
+  /** Frames in all regions. */
+  total: number;
+  /** Frames whose content still has to come: missing, wanted, in flight or being installed. */
+  outstanding: number;
+  present: number;
+  zero: number;
+  removed: number;
+  /** Installs so far: frames that got content / a zero page. */
+  installed: number;
+  zeroInstalled: number;
+  /** Answers that came for frames which were dealt with already. */
+  skipped: number;
+  /** Fault messages read so far. */
+  faults: number;
+  /** Remove events read so far. */
+  removes: number;
+  /** EEXIST where nobody here had installed: alarms. */
+  foreign: number;
+}
+
+/** A page fault session: one guest's userfaultfd, regions and page table. Shared by threads through its id. */
+export interface FaultSession {
+  readonly id: number;
+  readonly frames: number;
+  readonly pageSize: number;
+  /** A live view of the page table, a byte a frame ({@link FrameState}). Read it; only native code writes it. */
+  readonly table: Uint8Array;
+
+  /** `UFFDIO_REGISTER` (missing) on every region. */
+  register(): void;
+  /** `UFFDIO_UNREGISTER` on every region; missing frames read as zero from then on. Refused while content is outstanding. */
+  unregister(options?: { force?: boolean }): void;
+  /**
+   * Waits until a fault, an event, work for this thread's event loop, or stop; spins `spinUs` microseconds before it
+   * sleeps, sleeps `timeoutMs` at most (0: not at all). Removes among the events are applied before it returns.
+   * @param socketFd another descriptor that ends the wait: the demand connection; -1: none
+   * @param frames gets the faulting frames, in the order read
+   * @param status gets {@link WaitField}
+   * @returns how many faults were read, 0 to `frames.length`
+   */
+  wait(frames: Uint32Array, status: Float64Array, timeoutMs: number, spinUs: number, socketFd?: number): number;
+  /** Sets `status[WaitField.Now]`. */
+  clock(status: Float64Array): void;
+  /** Makes `wait` return with {@link WaitFlag.Stop}, in every thread, now and in future. */
+  stop(): void;
+
+  /**
+   * As Wanted: Missing or InFlight → Wanted for each of the frames. As InFlight: the leading run of Missing frames, up to
+   * the first that is not. Returns how many frames changed.
+   */
+  claim(frame: number, count: number, as: 1 | 2): number;
+  /** Gives frames in state Wanted/InFlight (given as `from`) back to Missing, e.g. after a lost connection; returns how many. */
+  release(frame: number, count: number, from: 1 | 2): number;
+  /** First frame ≥ `frame` that is Missing, or -1. */
+  nextMissing(frame: number): number;
+
+  /**
+   * Installs `count` pages from `source` at `byteOffset` into consecutive frames from `frame`. Frames that need no
+   * content any more are skipped. Contiguous frames go into one `UFFDIO_COPY`, 64 KiB at a time.
+   */
+  install(frame: number, count: number, source: Uint8Array, byteOffset: number, outcome: Int32Array): Outcome;
+  /** The same from file `fd` at `fileOffset`, by `pread` (a file that shrank gives `Short`, never zeros). */
+  installFromFile(frame: number, count: number, fd: number, fileOffset: number, outcome: Int32Array): Outcome;
+  /** The same from slots of a mapped arena: frame `frame + i` gets slot `slots[first + i]`. */
+  installFromArena(
+    frame: number,
+    count: number,
+    arena: number,
+    slots: Uint32Array,
+    first: number,
+    outcome: Int32Array,
+  ): Outcome;
+  /** Installs zero pages where the frame is Zero, Removed, or Present but gone (punched); wakes where a page is there. */
+  installZero(frame: number, count: number, outcome: Int32Array): Outcome;
+  /** Content turned out to be zero: Missing/Wanted/InFlight → Zero. Installs nothing. Returns how many frames changed. */
+  markZero(frame: number, count: number): number;
+  /** `UFFDIO_WAKE`. */
+  wake(frame: number, count: number): void;
+
+  /** Sets frames while nothing is being served: the initial map. */
+  reset(frame: number, count: number, state: FrameState): void;
+  /**
+   * After a restart: brings the page table in line with what the kernel has. `present` holds (first, count) pairs, sorted
+   * and disjoint. Returns how many frames are there that nobody here installed (0, or it is an alarm).
+   */
+  reconcile(present: Uint32Array): number;
+  /** Lets go of the session in this thread. The userfaultfd is closed with the last view of a destroyed session. */
+  close(): void;
+  counts(): SessionCounts;
+}
+
+export interface Extent {
+  /** Bytes from the beginning of the file. */
+  offset: number;
+  length: number;
+}
+
+export interface AttachResult {
+  /** The userfaultfd in this process. */
+  fd: number;
+  /** Its number in the target, where it stays open on purpose. */
+  remoteFd: number;
+}
+
+export interface FdMessage {
+  /** Bytes received; 0 at end of file, -1 where it would block. */
+  bytes: number;
+  fds: number[];
+}
+
+/** Watches a descriptor on this thread's event loop. */
+export interface FdWatcher {
+  /** Stops watching. Does not close the descriptor. Idempotent. */
+  close(): void;
+  ref(): void;
+  unref(): void;
+}
+
+export interface UserfaultProbe {
+  /** Ways to create a userfaultfd, in the order tried, with the errno name of those that failed. */
+  ways: { way: 'syscall' | 'device' | 'user-mode-only'; ok: boolean; errno?: string }[];
+  /** Feature bits that the kernel offers (`UFFDIO_API`), as bigint; absent where none could be created. */
+  features?: bigint;
+  /** Whether `PAGEMAP_SCAN` works. */
+  pagemapScan: boolean;
+  /** Whether shared memory (tmpfs) and huge pages can be registered. */
+  shmem: boolean;
+  hugetlbfs: boolean;
+}
+
+/** The addon's exports. */
+export interface Native {
+  createSession(options: SessionOptions): FaultSession;
+  /** A view of a session made by another thread. Throws `PT_INTERNAL` when there is none. */
+  openSession(id: number): FaultSession;
+  /** Stops the session, closes its userfaultfd here, and frees it when the last view is gone. Unlinks nothing. */
+  destroySession(id: number): void;
+
+  /** What this host's kernel and rights allow. */
+  probe(): UserfaultProbe;
+  /** A userfaultfd of this process, created in the first way that is permitted. */
+  createUserfault(features: bigint): { fd: number; userModeOnly: boolean };
+  /**
+   * Creates a userfaultfd inside process `pid`, which must be no child of this process; see native/core/attach.h.
+   * `remoteDevice`: number, in that process, of an open /dev/userfaultfd to make it from.
+   */
+  attach(pid: number, features: bigint, remoteDevice?: number): AttachResult;
+  /** `pidfd_getfd`: a copy of descriptor `remoteFd` of `pid`. */
+  takeFd(pid: number, remoteFd: number): number;
+  /** Closes descriptor `remoteFd` inside `pid`. */
+  closeRemote(pid: number, remoteFd: number): void;
+  /** Numbers of the userfaultfds that `pid` has open, from /proc. */
+  findUserfaults(pid: number): number[];
+  /** Which of the region's frames the process has in memory, as extents; from `/proc/pid/pagemap` (private memory). */
+  presentExtents(pid: number, address: number, size: number): Extent[];
+
+  /** Extents of `fd` that hold data, from `SEEK_DATA`/`SEEK_HOLE`, within [offset, offset+length). */
+  dataExtents(fd: number, offset: number, length: number): Extent[];
+  /** Whether `length` bytes of `data` from `offset` are all zero. */
+  isZero(data: Uint8Array, offset: number, length: number): boolean;
+
+  /** An arena of page slots in a mapped file of ours (`fallocate`d); returns its id, valid in every thread. */
+  createArena(path: string, slotSize: number, slots: number): number;
+  destroyArena(id: number): void;
+  /** A view of the arena's memory. */
+  arenaView(id: number): Uint8Array;
+
+  /** A listening Unix socket, mode 0600, non-blocking. Throws `PT_SOCKET_IN_USE`. */
+  listenUnix(path: string): number;
+  connectUnix(path: string): number;
+  /** Accepts one connection, or -1. */
+  accept(fd: number): number;
+  peerPid(fd: number): number;
+  /** One `recvmsg`; at most 16 descriptors, more are closed. */
+  receive(fd: number, into: Uint8Array): FdMessage;
+  send(fd: number, data: Uint8Array, fds: number[]): void;
+  /** `recv` without waiting: bytes (0: end of file), or the negative errno. Throws and allocates nothing. */
+  recvSocket(fd: number, into: Uint8Array): number;
+  /** `send` without waiting: bytes taken, or the negative errno. Throws and allocates nothing. */
+  sendSocket(fd: number, data: Uint8Array, offset: number, length: number): number;
+  /** Another descriptor of the same socket, so that it can be watched beside its own handle. */
+  duplicate(fd: number): number;
+  close(fd: number): void;
+  watch(fd: number, callback: () => void): FdWatcher;
+
+  pidfdOpen(pid: number): number;
+  /** Sets DSCP on a socket. Used by background traffic. */
+  setTrafficClass(fd: number, dscp: number): void;
+}
+
+const here = dirname(fileURLToPath(import.meta.url));
+
+/** Finds the built native folder from `src/` as well as from `dist/src/`. */
+function buildFolder(): string {
+  for (const up of ['../..', '../../..']) {
+    const folder = join(here, up, 'native/build/Release');
+    if (existsSync(folder)) return folder;
+  }
+  throw new PagetideError('PT_UNSUPPORTED_HOST', 'the native part of Pagetide is not built', {
+    hint: 'Run `npm run build:native` in the installation folder; it needs a C++20 compiler, make and Python 3.',
+  });
+}
+
+/** Path of a native program that is built beside the addon. */
+export function nativeProgram(name: 'pagetide-launch' | 'pagetide-guest'): string {
+  return join(buildFolder(), name);
+}
+
+function load(): Native {
+  if (process.platform !== 'linux') {
+    throw new PagetideError('PT_UNSUPPORTED_HOST', `userfaultfd exists on Linux only, this is ${process.platform}`, {
+      hint: 'Run Pagetide on a Linux host, kernel 5.7 or newer.',
+    });
+  }
+  const path = join(buildFolder(), 'pagetide.node');
+  try {
+    const addon = createRequire(import.meta.url)(path) as Native & { setErrorClass(c: typeof PagetideError): void };
+    addon.setErrorClass(PagetideError);
+    return addon;
+  } catch (cause) {
+    throw new PagetideError('PT_UNSUPPORTED_HOST', `cannot load ${path}`, {
+      cause,
+      hint: 'Run `npm run build:native`: it was built for another Node.js or machine.',
+    });
+  }
+}
+
+let loaded: Native | undefined;
+
+/** The addon, loaded at first use. */
+export function native(): Native {
+  return (loaded ??= load());
+}

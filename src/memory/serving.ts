@@ -1,0 +1,152 @@
+/**
+ * What the fault worker, the fill worker and the main thread of one guest share: counters, the stall histogram, and the
+ * ring by which the fault worker tells the fill where the guest is touching. One SharedArrayBuffer, laid out here.
+ *
+ * Every counter has one writing thread, so plain stores do; readers get values that are at most a moment old. Only the
+ * hint ring's head and `DemandWaiting` steer anything, and both through Atomics.
+ */
+import { HISTOGRAM_BUCKETS, recordUnits } from './histogram.ts';
+
+/** A power of two, so that the ring goes on when its head, an int32, wraps around. */
+const HINTS = 256;
+
+/** Int32 fields. */
+const I = {
+  DemandWaiting: 0,
+  HintHead: 1,
+  FaultsServed: 2,
+  Parked: 3,
+  Alarms: 4,
+  Reconnects: 5,
+  FillInFlight: 6,
+} as const;
+/** Float64 fields, written by the fault worker (Demand…, MaxUs, Zero…) or the fill worker (Fill…). */
+const F = {
+  MaxUs: 0,
+  DemandIn: 1,
+  DemandOut: 2,
+  FillIn: 3,
+  FillOut: 4,
+  DemandPages: 5,
+  FillPages: 6,
+  FillRaw: 7,
+  DemandRaw: 8,
+  DemandInstalled: 9,
+  FillInstalled: 10,
+} as const;
+
+const INTS = 16;
+const FLOATS = 16;
+const BYTES = (INTS + HINTS + HISTOGRAM_BUCKETS + 1) * 4 + FLOATS * 8 + 8;
+
+/** Bytes on the wire and pages of one of the two page connections. */
+export interface Traffic {
+  in: number;
+  out: number;
+  /** Page payload as it came over the wire, bytes. */
+  pages: number;
+  /** The same before compression, bytes. */
+  raw: number;
+  /** Frames that this connection's answers filled. */
+  installed: number;
+}
+
+export class Serving {
+  readonly buffer: SharedArrayBuffer;
+  readonly histogram: Int32Array;
+  private readonly ints: Int32Array;
+  private readonly hints: Int32Array;
+  private readonly floats: Float64Array;
+
+  constructor(buffer: SharedArrayBuffer = new SharedArrayBuffer(BYTES)) {
+    this.buffer = buffer;
+    this.floats = new Float64Array(buffer, 0, FLOATS);
+    this.ints = new Int32Array(buffer, FLOATS * 8, INTS);
+    this.hints = new Int32Array(buffer, FLOATS * 8 + INTS * 4, HINTS);
+    this.histogram = new Int32Array(buffer, FLOATS * 8 + (INTS + HINTS) * 4, HISTOGRAM_BUCKETS);
+  }
+
+  // --- fault worker
+
+  /** The guest touched `frame`: the fill fetches its neighbours next. Overwrites the oldest hint. */
+  hint(frame: number): void {
+    const head = this.ints[I.HintHead]!;
+    this.hints[head & (HINTS - 1)] = frame;
+    Atomics.store(this.ints, I.HintHead, (head + 1) | 0);
+  }
+  setDemandWaiting(frames: number): void {
+    Atomics.store(this.ints, I.DemandWaiting, frames);
+  }
+  setParked(frames: number): void {
+    this.ints[I.Parked] = frames;
+  }
+  /** A fault was served after `units` of 0.25 µs: whole numbers, see {@link recordUnits}. */
+  served(units: number): void {
+    recordUnits(this.histogram, units);
+    this.ints[I.FaultsServed]!++;
+    if (units > this.floats[F.MaxUs]! * 4) this.floats[F.MaxUs] = units / 4;
+  }
+  alarm(): void {
+    Atomics.add(this.ints, I.Alarms, 1);
+  }
+  reconnected(): void {
+    Atomics.add(this.ints, I.Reconnects, 1);
+  }
+
+  // --- fill worker
+
+  /** Hints since `from` (a value that this returned before, 0 at first), oldest first, into `into`. */
+  takeHints(from: number, into: number[]): number {
+    const head = Atomics.load(this.ints, I.HintHead);
+    // Both wrap around: only their distance means anything, and beyond the ring's size the rest is overwritten.
+    const since = (head - from) | 0;
+    const count = since < 0 || since > HINTS ? HINTS : since;
+    for (let at = head - count; at < head; at++) into.push(this.hints[at & (HINTS - 1)]!);
+    return head;
+  }
+
+  // --- either
+
+  setTraffic(which: 'demand' | 'fill', bytesIn: number, bytesOut: number): void {
+    this.floats[which === 'demand' ? F.DemandIn : F.FillIn] = bytesIn;
+    this.floats[which === 'demand' ? F.DemandOut : F.FillOut] = bytesOut;
+  }
+  addPages(which: 'demand' | 'fill', wire: number, raw: number, installed: number): void {
+    const demand = which === 'demand';
+    this.floats[demand ? F.DemandPages : F.FillPages]! += wire;
+    this.floats[demand ? F.DemandRaw : F.FillRaw]! += raw;
+    this.floats[demand ? F.DemandInstalled : F.FillInstalled]! += installed;
+  }
+
+  // --- readers
+
+  /** Faults that wait for an answer from elsewhere right now. The fill stands back while there are any. */
+  get demandWaiting(): number {
+    return Atomics.load(this.ints, I.DemandWaiting);
+  }
+  get faultsServed(): number {
+    return this.ints[I.FaultsServed]! >>> 0;
+  }
+  get parked(): number {
+    return this.ints[I.Parked]!;
+  }
+  get alarms(): number {
+    return Atomics.load(this.ints, I.Alarms);
+  }
+  get reconnects(): number {
+    return Atomics.load(this.ints, I.Reconnects);
+  }
+  get maxUs(): number {
+    return this.floats[F.MaxUs]!;
+  }
+  traffic(which: 'demand' | 'fill'): Traffic {
+    const demand = which === 'demand';
+    return {
+      in: this.floats[demand ? F.DemandIn : F.FillIn]!,
+      out: this.floats[demand ? F.DemandOut : F.FillOut]!,
+      pages: this.floats[demand ? F.DemandPages : F.FillPages]!,
+      raw: this.floats[demand ? F.DemandRaw : F.FillRaw]!,
+      installed: this.floats[demand ? F.DemandInstalled : F.FillInstalled]!,
+    };
+  }
+}

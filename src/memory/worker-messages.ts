@@ -1,0 +1,53 @@
+/** What crosses the threads between an agent's main thread and the workers of one guest. */
+import type { MessagePort } from 'node:worker_threads';
+import type { ErrorJson } from '../errors.ts';
+import type { LocalPagesSpec } from './local-pages.ts';
+
+/** Pages that lie with another agent. */
+export interface PeerPagesSpec {
+  kind: 'peer';
+  /** The source agent's URL. */
+  url: string;
+  migration: string;
+  /** Opens the page streams; never logged. */
+  token: string;
+  frames: number;
+  pageSize: number;
+  /** The guest runs here already: no refusal is final, as the source may just be starting again. */
+  patient: boolean;
+}
+
+export type PagesSpec = LocalPagesSpec | PeerPagesSpec;
+
+/** One guest's task in the fault pool, or in the fill pool. */
+export interface ServiceTask {
+  session: number;
+  serving: SharedArrayBuffer;
+  pages: PagesSpec;
+  port: MessagePort;
+  spinMicros: number;
+  batchFrames: number;
+  window: number;
+  bandwidth: number;
+}
+
+/** From the main thread. `start`: serve (or fill) from now on; until then the worker only connects. */
+export type ToWorker = { do: 'start' } | { do: 'stop' };
+
+/** To the main thread. */
+export type FromWorker =
+  /** The source answers, or is local. Comes once. */
+  | { event: 'ready' }
+  | { event: 'connected' }
+  /** The connection is being made again since `error`. */
+  | { event: 'disconnected'; error: ErrorJson }
+  | { event: 'foreign'; frame: number }
+  | { event: 'trouble'; frame: number; error: ErrorJson };
+
+/** How a task ended well. */
+export interface ServiceEnd {
+  end: 'stopped' | 'gone' | 'filled';
+}
+
+/** What a task comes to. An error that is thrown across threads arrives without its class and code. */
+export type Settled = ServiceEnd | { error: ErrorJson };
