@@ -1,0 +1,67 @@
+/** The batch workers of the page server: a piscina of fixed size with a finite queue. */
+import { Piscina } from 'piscina';
+import { PagetideError, asPagetideError } from '../errors.ts';
+import type { BatchResult, BatchTask } from './batch-task.ts';
+
+/** Tasks that may wait for each thread: enough to keep it busy, few enough that a withdrawn guest's end soon. */
+const QUEUE_PER_THREAD = 2;
+
+/**
+ * Runs batches. What finds no room doesn't queue here: it stays with its connection, which is told when there is room
+ * again, so that no connection can fill the pool for the others.
+ */
+export class BatchPool {
+  readonly #pool: Piscina<BatchTask, BatchResult>;
+  readonly #room: number;
+  #running = 0;
+  #waiting: (() => void)[] = [];
+  #closed = false;
+
+  constructor(threads: number) {
+    this.#room = threads * (1 + QUEUE_PER_THREAD);
+    this.#pool = new Piscina<BatchTask, BatchResult>({
+      filename: new URL('../../workers/batch-worker.js', import.meta.url).href,
+      minThreads: threads,
+      maxThreads: threads,
+      maxQueue: threads * QUEUE_PER_THREAD,
+      atomics: 'disabled',
+      closeTimeout: 5_000,
+    });
+  }
+
+  /** Whether {@link run} would take a task now. */
+  get hasRoom(): boolean {
+    return this.#running < this.#room && !this.#closed;
+  }
+
+  /** Calls back once, when there is room; in the order in which they asked. */
+  whenRoom(callback: () => void): void {
+    this.#waiting.push(callback);
+  }
+
+  /** Makes a batch; only when {@link hasRoom}. Never rejects. */
+  async run(task: BatchTask): Promise<BatchResult> {
+    this.#running++;
+    try {
+      return await this.#pool.run(task);
+    } catch (error) {
+      // a worker that died, or the pool being closed
+      return { error: asPagetideError(error, 'PT_INTERNAL', 'a batch worker failed').toJSON() };
+    } finally {
+      this.#running--;
+      // all for whom there is room: one that has no more use for it must not keep the next from being told
+      while (this.hasRoom && this.#waiting.length > 0) this.#waiting.shift()?.();
+    }
+  }
+
+  /** Waits for what runs, refuses what comes, ends the threads. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    this.#waiting = [];
+    try {
+      await this.#pool.close({ force: true });
+    } catch (cause) {
+      throw new PagetideError('PT_INTERNAL', 'the batch workers did not end', { cause });
+    }
+  }
+}

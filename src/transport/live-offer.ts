@@ -1,0 +1,112 @@
+/** A guest's memory as the page server's thread holds it while a migration is under way. */
+import { PagetideError } from '../errors.ts';
+import { MemoryFiles } from './memory-file.ts';
+import { Counter, type Offer } from './server-messages.ts';
+import { tokenDigest } from './upgrade.ts';
+import { encodeMap } from './wire-map.ts';
+import { StateEncoder } from './wire-state.ts';
+import type { Channel } from './wire.ts';
+
+/** Connections of one channel that may be open at once: a new one beside an old one that is half-open, and some. */
+const STREAMS_PER_CHANNEL = 4;
+
+/** What an offer needs to know of its connections. */
+export interface OfferStream {
+  readonly channel: Channel;
+  /** The offer's log has grown. */
+  logGrew(): void;
+  /** Says why, then ends. */
+  close(error: PagetideError): void;
+}
+
+/**
+ * Files, secret, counters and connections of one offer, and the *log*: the frames of the map and the device state in
+ * order. The log only grows, and is kept until the offer is withdrawn: each state connection sends it from the start.
+ */
+export class LiveOffer {
+  readonly migration: string;
+  readonly pageSize: number;
+  readonly frames: number;
+  readonly tokenDigest: Buffer;
+  readonly files: MemoryFiles;
+  readonly counters: Float64Array;
+  readonly log: Buffer[] = [];
+  readonly #streams = new Set<OfferStream>();
+  #mapped = false;
+  #state: StateEncoder | undefined;
+  #stateEnded = false;
+
+  /** @throws PagetideError `PT_BAD_ARGUMENT`, `PT_MEMORY_FILE` */
+  constructor(offer: Offer, counters: SharedArrayBuffer) {
+    this.migration = offer.migration;
+    this.pageSize = offer.pageSize;
+    this.frames = offer.frames;
+    this.tokenDigest = tokenDigest(offer.token);
+    this.files = MemoryFiles.open(offer.files, offer.frames, offer.pageSize);
+    this.counters = new Float64Array(counters);
+  }
+
+  count(counter: number, by = 1): void {
+    this.counters[counter]! += by;
+  }
+
+  /** Takes a connection in; the oldest of its channel goes when there are too many. */
+  add(stream: OfferStream): void {
+    const same = [...this.#streams].filter((other) => other.channel === stream.channel);
+    this.#streams.add(stream);
+    this.count(Counter.connections);
+    this.count(Counter.open);
+    if (same.length >= STREAMS_PER_CHANNEL) {
+      same[0]!.close(
+        new PagetideError('PT_PROTOCOL', `more than ${STREAMS_PER_CHANNEL} ${stream.channel} connections`),
+      );
+    }
+  }
+
+  remove(stream: OfferStream): void {
+    if (this.#streams.delete(stream)) this.count(Counter.open, -1);
+  }
+
+  /** @throws PagetideError `PT_BAD_ARGUMENT` */
+  pushMap(runs: Uint32Array): void {
+    if (this.#mapped) throw new PagetideError('PT_BAD_ARGUMENT', 'the frame map was pushed already');
+    this.#append(encodeMap(runs, this.frames));
+    this.#mapped = true;
+  }
+
+  /** @throws PagetideError `PT_BAD_ARGUMENT`, `PT_NO_SPACE` */
+  pushState(chunk: Uint8Array): void {
+    this.#checkState();
+    this.#state ??= new StateEncoder();
+    this.#append(this.#state.encode(chunk));
+  }
+
+  endState(): void {
+    this.#checkState();
+    this.#append([(this.#state ?? new StateEncoder()).end()]);
+    this.#stateEnded = true;
+  }
+
+  /** The state can't be had: whoever waits for it is told, and so is who comes later. */
+  abortState(error: PagetideError): void {
+    this.#checkState();
+    this.#stateEnded = true;
+    for (const stream of this.#streams) if (stream.channel === 'state') stream.close(error);
+  }
+
+  /** Ends all connections and lets go of the files. */
+  close(error: PagetideError): void {
+    for (const stream of this.#streams) stream.close(error);
+    this.files.release();
+  }
+
+  #checkState(): void {
+    if (!this.#mapped) throw new PagetideError('PT_BAD_ARGUMENT', 'the frame map goes before the device state');
+    if (this.#stateEnded) throw new PagetideError('PT_BAD_ARGUMENT', 'the device state was pushed already');
+  }
+
+  #append(frames: Buffer[]): void {
+    this.log.push(...frames);
+    for (const stream of this.#streams) stream.logGrew();
+  }
+}

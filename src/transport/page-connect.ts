@@ -1,0 +1,219 @@
+/** Makes a page stream: an HTTP request with `Upgrade:` through undici, within bounded time. */
+import type { IncomingHttpHeaders } from 'node:http';
+import type { Duplex } from 'node:stream';
+import { Client, type Dispatcher, type buildConnector } from 'undici';
+import { PagetideError, errorFromJson } from '../errors.ts';
+import {
+  FRAMES_HEADER,
+  PAGE_PROTOCOL,
+  PAGE_SIZE_HEADER,
+  PROTOCOL_HEADER,
+  UPGRADE,
+  isMigrationId,
+  pagesPath,
+} from './upgrade.ts';
+import { TappedSocket } from './read-tap.ts';
+import type { Channel } from './wire.ts';
+
+/** Bytes of one read: a few pages, or a batch. */
+const READ_BYTES: Record<Channel, number> = { demand: 64 << 10, fill: 256 << 10, state: 64 << 10 };
+/** Bytes of an error body that are read. */
+const MAX_ERROR_BODY = 16 << 10;
+
+export interface PageAddress {
+  /** The source agent's URL, e.g. `http://10.0.0.1:7411`. */
+  url: string;
+  migration: string;
+  token: string;
+  channel: Channel;
+  /** What the guest is known to be; a source that says otherwise is refused. */
+  pageSize: number;
+  frames: number;
+  /** Milliseconds for the TCP connection, and then for the answer. 3000 by default. */
+  timeoutMs?: number;
+  /** Gives the attempt up. */
+  signal?: AbortSignal;
+}
+
+/**
+ * Resolves to the connection once the source has agreed.
+ *
+ * `Client#upgrade` hides the body of a refusal, which says why; so this is what it does inside, `dispatch` with
+ * `upgrade`, and a handler that reads the body too.
+ * @throws PagetideError the source's own (`PT_MIGRATION_UNKNOWN`, `PT_UNAUTHORIZED`, `PT_PROTOCOL`, …), or
+ * `PT_PEER_UNREACHABLE`, `PT_BAD_ARGUMENT`, `PT_CANCELLED` (the signal)
+ */
+export async function openPageSocket(address: PageAddress): Promise<TappedSocket> {
+  const { migration, token, channel, timeoutMs = 3_000, signal } = address;
+  if (!isMigrationId(migration)) throw new PagetideError('PT_BAD_ARGUMENT', 'not a migration id');
+  const origin = originOf(address.url);
+  if (signal?.aborted === true) throw cancelled();
+  let tapped: TappedSocket | undefined;
+  const client = new Client(origin, {
+    connect: (target, done) => {
+      tapped = connectTapped(target, READ_BYTES[channel], timeoutMs, done);
+    },
+    headersTimeout: timeoutMs,
+    bodyTimeout: timeoutMs,
+    pipelining: 1,
+  });
+  let abort: (() => void) | undefined;
+  let deadline: NodeJS.Timeout | undefined;
+  try {
+    return await new Promise<TappedSocket>((resolve, reject) => {
+      let stopped = false;
+      const stop = (error: PagetideError): void => {
+        stopped = true;
+        reject(error);
+        void client.destroy(error);
+        tapped?.socket.destroy();
+      };
+      abort = () => stop(cancelled());
+      signal?.addEventListener('abort', abort, { once: true });
+      // undici's timers are coarse, and each covers one step only
+      deadline = setTimeout(() => stop(unreachable(origin, 'no answer in time')), 2 * timeoutMs + 500);
+      const upgraded = (): void => {
+        if (stopped) tapped!.socket.destroy();
+        else resolve(tapped!);
+      };
+      const options: Dispatcher.DispatchOptions = {
+        path: pagesPath(migration, channel),
+        method: 'GET',
+        upgrade: UPGRADE,
+        headers: { authorization: `Bearer ${token}`, [PROTOCOL_HEADER]: String(PAGE_PROTOCOL) },
+      };
+      client.dispatch(options, new UpgradeHandler(origin, address, upgraded, reject));
+    });
+  } finally {
+    if (abort !== undefined) signal?.removeEventListener('abort', abort);
+    clearTimeout(deadline);
+    // an upgraded socket isn't the client's any more
+    void client.destroy();
+  }
+}
+
+/** undici's connector, with a socket of our own making. */
+function connectTapped(
+  target: buildConnector.Options,
+  readBytes: number,
+  timeoutMs: number,
+  done: buildConnector.Callback,
+): TappedSocket {
+  const tapped = new TappedSocket(target.hostname, Number(target.port === '' ? 80 : target.port), readBytes);
+  const { socket } = tapped;
+  const deadline = setTimeout(() => socket.destroy(new Error(`no connection within ${timeoutMs} ms`)), timeoutMs);
+  const failed = (error: Error): void => {
+    clearTimeout(deadline);
+    done(error, null);
+  };
+  socket.once('error', failed);
+  socket.once('connect', () => {
+    clearTimeout(deadline);
+    socket.off('error', failed);
+    done(null, socket);
+  });
+  return tapped;
+}
+
+class UpgradeHandler implements Dispatcher.DispatchHandler {
+  readonly #origin: string;
+  readonly #address: PageAddress;
+  readonly #resolve: () => void;
+  readonly #reject: (error: PagetideError) => void;
+  #status = 0;
+  #body: Buffer[] = [];
+  #bytes = 0;
+
+  constructor(origin: string, address: PageAddress, resolve: () => void, reject: (error: PagetideError) => void) {
+    this.#origin = origin;
+    this.#address = address;
+    this.#resolve = resolve;
+    this.#reject = reject;
+  }
+
+  onRequestStart(): void {
+    // undici tells the two generations of handlers apart by this method
+  }
+
+  onRequestUpgrade(
+    _controller: Dispatcher.DispatchController,
+    status: number,
+    headers: IncomingHttpHeaders,
+    socket: Duplex,
+  ): void {
+    const { pageSize, frames } = this.#address;
+    const fits =
+      status === 101 &&
+      headers.upgrade === UPGRADE &&
+      headers[PROTOCOL_HEADER] === String(PAGE_PROTOCOL) &&
+      headers[PAGE_SIZE_HEADER] === String(pageSize) &&
+      headers[FRAMES_HEADER] === String(frames);
+    if (fits) {
+      this.#resolve();
+      return;
+    }
+    socket.destroy();
+    this.#reject(new PagetideError('PT_PROTOCOL', `${this.#origin} offers another guest, or speaks another protocol`));
+  }
+
+  onResponseStart(_controller: Dispatcher.DispatchController, status: number): void {
+    this.#status = status;
+  }
+
+  onResponseData(_controller: Dispatcher.DispatchController, chunk: Buffer): void {
+    this.#bytes += chunk.length;
+    if (this.#bytes <= MAX_ERROR_BODY) this.#body.push(chunk);
+  }
+
+  onResponseEnd(): void {
+    this.#reject(refusal(this.#origin, this.#status, Buffer.concat(this.#body).toString('utf8')));
+  }
+
+  onResponseError(_controller: Dispatcher.DispatchController, cause: Error): void {
+    this.#reject(unreachable(this.#origin, cause.message, cause));
+  }
+}
+
+/** The origin of an agent's URL. @throws PagetideError `PT_BAD_ARGUMENT` */
+export function originOf(url: string): string {
+  let parsed: URL;
+  try {
+    parsed = new URL(url);
+  } catch (cause) {
+    throw new PagetideError('PT_BAD_ARGUMENT', `${url} is no URL`, {
+      cause,
+      hint: 'An agent’s URL is like http://10.0.0.1:7411.',
+    });
+  }
+  if (parsed.protocol !== 'http:') {
+    throw new PagetideError('PT_BAD_ARGUMENT', `${url} is no http URL`, {
+      hint: 'An agent’s URL is like http://10.0.0.1:7411.',
+    });
+  }
+  return parsed.origin;
+}
+
+/** What an answer with an error status says: the other side's own error where it is one. */
+export function refusal(origin: string, status: number, body: string): PagetideError {
+  try {
+    const json: unknown = JSON.parse(body);
+    if (typeof json === 'object' && json !== null && 'code' in json) return errorFromJson(json);
+  } catch {
+    // not an agent's answer: said below
+  }
+  return new PagetideError('PT_PEER_FAILED', `${origin} answered with status ${status} and no reason`, {
+    hint: 'Check that the address is an agent’s.',
+  });
+}
+
+export function unreachable(origin: string, why: string, cause?: unknown): PagetideError {
+  return new PagetideError(
+    'PT_PEER_UNREACHABLE',
+    `cannot reach ${origin}: ${why}`,
+    cause === undefined ? {} : { cause },
+  );
+}
+
+export function cancelled(): PagetideError {
+  return new PagetideError('PT_CANCELLED', 'the connection was given up');
+}

@@ -1,0 +1,193 @@
+/**
+ * The page server, inside its thread: the agent's TCP listener. Requests for page streams become streams; all others go
+ * to the control API. Nothing here waits on the main thread to answer a fault.
+ */
+import { createServer, type IncomingMessage, type Server } from 'node:http';
+import { Socket, type AddressInfo } from 'node:net';
+import type { Duplex } from 'node:stream';
+import { PagetideError, asPagetideError, errorFromJson } from '../errors.ts';
+import { BatchPool } from './batch-pool.ts';
+import { answerError, proxyRequest } from './control-proxy.ts';
+import { LiveOffer } from './live-offer.ts';
+import { DemandStream } from './server-demand.ts';
+import { BulkWriter, FillStream } from './server-fill.ts';
+import type { FromThread, PageServerSettings, Request } from './server-messages.ts';
+import { StateStream } from './server-state.ts';
+import {
+  FRAMES_HEADER,
+  PAGE_PROTOCOL,
+  PAGE_SIZE_HEADER,
+  PROTOCOL_HEADER,
+  UPGRADE,
+  UpgradeRefused,
+  isPagesPath,
+  parseUpgrade,
+  sameToken,
+  type UpgradeRequest,
+} from './upgrade.ts';
+
+/** Connections that the port takes in all. */
+const MAX_CONNECTIONS = 1024;
+
+export class PageServerThread {
+  readonly #settings: PageServerSettings;
+  readonly #post: (message: FromThread) => void;
+  readonly #server: Server;
+  readonly #offers = new Map<string, LiveOffer>();
+  readonly #pool: BatchPool;
+  readonly #writer = new BulkWriter();
+
+  /** @param post sends a message to the main thread */
+  constructor(settings: PageServerSettings, post: (message: FromThread) => void) {
+    this.#settings = settings;
+    this.#post = post;
+    this.#pool = new BatchPool(settings.batchThreads);
+    this.#server = createServer({ noDelay: true }, (request, response) => {
+      if (isPagesPath(request.url ?? '')) {
+        answerError(response, new PagetideError('PT_PROTOCOL', 'page streams begin with an HTTP upgrade'), 426);
+      } else {
+        proxyRequest(request, response, settings.controlSocket);
+      }
+    });
+    this.#server.maxConnections = MAX_CONNECTIONS;
+    this.#server.on('upgrade', (request, socket, head) => this.#upgrade(request, socket, head));
+  }
+
+  /** Binds the port and says so, or says why not. */
+  listen(): void {
+    const { host, port } = this.#settings;
+    this.#server.once('error', (error: NodeJS.ErrnoException) => {
+      this.#post({ type: 'failed', error: listenError(error, host, port).toJSON() });
+      void this.#pool.close();
+    });
+    this.#server.listen({ host, port, exclusive: true }, () => {
+      const address = this.#server.address() as AddressInfo;
+      this.#post({ type: 'listening', host: address.address, port: address.port });
+    });
+  }
+
+  /** Does what the main thread asks, and answers. */
+  async handle(request: Request): Promise<void> {
+    let error: PagetideError | undefined;
+    try {
+      await this.#do(request);
+    } catch (thrown) {
+      error = asPagetideError(thrown);
+    }
+    this.#post({ type: 'reply', id: request.id, ...(error === undefined ? {} : { error: error.toJSON() }) });
+  }
+
+  async #do(request: Request): Promise<void> {
+    switch (request.type) {
+      case 'offer':
+        if (this.#offers.has(request.offer.migration)) {
+          throw new PagetideError('PT_BAD_ARGUMENT', `migration ${request.offer.migration} is offered already`);
+        }
+        this.#offers.set(request.offer.migration, new LiveOffer(request.offer, request.counters));
+        return;
+      case 'withdraw':
+        this.#withdraw(request.migration);
+        return;
+      case 'map':
+        this.#offer(request.migration).pushMap(request.runs);
+        return;
+      case 'state':
+        this.#offer(request.migration).pushState(request.chunk);
+        return;
+      case 'state-end':
+        this.#offer(request.migration).endState();
+        return;
+      case 'state-abort':
+        this.#offer(request.migration).abortState(errorFromJson(request.error));
+        return;
+      case 'close':
+        await this.#close();
+        return;
+    }
+  }
+
+  #offer(migration: string): LiveOffer {
+    const offer = this.#offers.get(migration);
+    if (offer === undefined)
+      throw new PagetideError('PT_MIGRATION_UNKNOWN', `migration ${migration} is not offered here`);
+    return offer;
+  }
+
+  #withdraw(migration: string): void {
+    const offer = this.#offers.get(migration);
+    this.#offers.delete(migration);
+    offer?.close(new PagetideError('PT_MIGRATION_UNKNOWN', 'the source has withdrawn the migration'));
+  }
+
+  async #close(): Promise<void> {
+    for (const migration of [...this.#offers.keys()]) this.#withdraw(migration);
+    const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
+    this.#server.closeAllConnections();
+    await Promise.all([closed, this.#pool.close()]);
+  }
+
+  #upgrade(request: IncomingMessage, socket: Duplex, head: Buffer): void {
+    // until a stream has taken over, an error on the socket is nobody else's
+    const swallow = (): void => {
+      socket.destroy();
+    };
+    socket.on('error', swallow);
+    try {
+      if (!(socket instanceof Socket)) throw new PagetideError('PT_INTERNAL', 'the HTTP server gave no TCP socket');
+      const wanted = parseUpgrade(request.url ?? '', request.headers);
+      this.#open(wanted, this.#authorize(wanted), socket, head);
+    } catch (thrown) {
+      const refused = thrown instanceof UpgradeRefused ? thrown : new UpgradeRefused(asPagetideError(thrown));
+      refuse(socket, refused);
+    }
+  }
+
+  #authorize({ migration, token }: UpgradeRequest): LiveOffer {
+    const offer = this.#offers.get(migration);
+    if (offer === undefined)
+      throw new UpgradeRefused(new PagetideError('PT_MIGRATION_UNKNOWN', 'that migration is not offered here'));
+    if (token === undefined || !sameToken(token, offer.tokenDigest)) {
+      throw new UpgradeRefused(
+        new PagetideError('PT_UNAUTHORIZED', 'that token does not open the page streams of this migration'),
+      );
+    }
+    return offer;
+  }
+
+  #open({ channel }: UpgradeRequest, offer: LiveOffer, socket: Socket, head: Buffer): void {
+    socket.write(
+      `HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${UPGRADE}\r\n` +
+        `${PROTOCOL_HEADER}: ${PAGE_PROTOCOL}\r\n${PAGE_SIZE_HEADER}: ${offer.pageSize}\r\n${FRAMES_HEADER}: ${offer.frames}\r\n\r\n`,
+    );
+    if (head.length > 0) socket.unshift(head);
+    const { livenessMs } = this.#settings;
+    switch (channel) {
+      case 'demand':
+        new DemandStream(offer, socket, livenessMs);
+        return;
+      case 'fill':
+        new FillStream(offer, socket, livenessMs, this.#pool, this.#writer);
+        return;
+      case 'state':
+        new StateStream(offer, socket, livenessMs);
+        return;
+    }
+  }
+}
+
+function refuse(socket: Duplex, { error, status }: UpgradeRefused): void {
+  const body = JSON.stringify(error.toJSON());
+  socket.end(
+    `HTTP/1.1 ${status} Refused\r\nConnection: close\r\n${status === 426 ? `Upgrade: ${UPGRADE}\r\n` : ''}` +
+      `Content-Type: application/json\r\nContent-Length: ${Buffer.byteLength(body)}\r\n\r\n${body}`,
+    () => socket.destroy(),
+  );
+}
+
+function listenError(error: NodeJS.ErrnoException, host: string, port: number): PagetideError {
+  const where = `${host}:${port}`;
+  if (error.code === 'EADDRINUSE') return new PagetideError('PT_PORT_IN_USE', `${where} is in use`, { cause: error });
+  if (error.code === 'EACCES')
+    return new PagetideError('PT_NO_PERMISSION', `not allowed to listen on ${where}`, { cause: error });
+  return new PagetideError('PT_BAD_ARGUMENT', `cannot listen on ${where}`, { cause: error });
+}

@@ -1,0 +1,212 @@
+/**
+ * The main thread's door to the page server, which has a thread of its own (sockets can't move between threads, and a
+ * fault must not wait for the agent's control work).
+ *
+ *   main thread ── Request ──► page server's thread ── task ──► batch workers (piscina)
+ *               ◄── Reply ───  listener, streams    ◄─ frame ─
+ */
+import { Writable } from 'node:stream';
+import { Worker } from 'node:worker_threads';
+import { PagetideError, asPagetideError, errorFromJson } from '../errors.ts';
+import {
+  COUNTERS,
+  readCounters,
+  type FromThread,
+  type Offer,
+  type PageCounters,
+  type PageServerSettings,
+  type Request,
+  type RequestBody,
+} from './server-messages.ts';
+import { isMigrationId } from './upgrade.ts';
+import type { MapRuns } from './wire-map.ts';
+
+export type { Offer, OfferedFile, PageCounters } from './server-messages.ts';
+
+export interface PageServerOptions {
+  host: string;
+  /** 0: any free one; {@link PageServer.address} tells which. */
+  port: number;
+  /** The agent's control API, a Unix socket; need not exist yet. */
+  controlSocket: string;
+  /** Threads that read and compress batches; 1 by default. */
+  batchThreads?: number;
+  /** Milliseconds of silence after which a connection is pinged, 5000 by default; three times that ends it. */
+  livenessMs?: number;
+}
+
+interface Pending {
+  resolve: () => void;
+  reject: (error: PagetideError) => void;
+}
+
+export class PageServer {
+  readonly #worker: Worker;
+  readonly #exited: Promise<void>;
+  readonly #pending = new Map<number, Pending>();
+  readonly #counters = new Map<string, SharedArrayBuffer>();
+  #nextId = 1;
+  #address = { host: '', port: 0 };
+  #ended: PagetideError | undefined;
+  #closing: Promise<void> | undefined;
+  #onFailure: ((error: PagetideError) => void) | undefined;
+
+  private constructor(settings: PageServerSettings) {
+    this.#worker = new Worker(new URL('../../workers/page-server.js', import.meta.url), {
+      workerData: settings,
+      name: 'pagetide-pages',
+      // flags that are the program's own (loaders, --input-type) would slow the thread's start or fail it
+      execArgv: [],
+    });
+    this.#exited = new Promise((resolve) => {
+      this.#worker.once('exit', (code) => {
+        this.#end(new PagetideError('PT_INTERNAL', `the page server's thread has ended (${code})`));
+        resolve();
+      });
+    });
+    this.#worker.once('error', (cause) => {
+      this.#end(new PagetideError('PT_INTERNAL', "the page server's thread has failed", { cause }));
+    });
+  }
+
+  /**
+   * Starts the thread and binds the port.
+   * @throws PagetideError `PT_PORT_IN_USE`, `PT_NO_PERMISSION`, `PT_BAD_ARGUMENT`
+   */
+  static async start(options: PageServerOptions): Promise<PageServer> {
+    const { host, port, controlSocket, batchThreads = 1, livenessMs = 5_000 } = options;
+    if (!Number.isInteger(port) || port < 0 || port > 65535)
+      throw new PagetideError('PT_BAD_ARGUMENT', `${port} is no port`);
+    if (!Number.isInteger(batchThreads) || batchThreads < 1 || batchThreads > 64) {
+      throw new PagetideError('PT_BAD_ARGUMENT', 'batchThreads must be 1 to 64');
+    }
+    const server = new PageServer({ host, port, controlSocket, batchThreads, livenessMs });
+    const first = await new Promise<FromThread>((resolve, reject) => {
+      server.#worker.once('message', resolve);
+      void server.#exited.then(() => reject(server.#ended!));
+    });
+    if (first.type === 'listening') {
+      server.#address = { host: first.host, port: first.port };
+      server.#worker.on('message', (message: FromThread) => server.#receive(message));
+      return server;
+    }
+    await server.#exited;
+    throw first.type === 'failed' ? errorFromJson(first.error) : new PagetideError('PT_INTERNAL', 'unexpected message');
+  }
+
+  /** Where it listens, and the URL of that. */
+  address(): { host: string; port: number; url: string } {
+    const { host, port } = this.#address;
+    return { host, port, url: `http://${host.includes(':') ? `[${host}]` : host}:${port}` };
+  }
+
+  /** Calls back if the thread dies by itself. The agent can't serve any more then. */
+  onFailure(callback: (error: PagetideError) => void): void {
+    this.#onFailure = callback;
+  }
+
+  /**
+   * Opens a guest's memory to whoever knows the token. The files are opened now, once, and read by `pread` only.
+   * @throws PagetideError `PT_BAD_ARGUMENT`, `PT_MEMORY_FILE`
+   */
+  async offer(offer: Offer): Promise<void> {
+    if (!isMigrationId(offer.migration)) throw new PagetideError('PT_BAD_ARGUMENT', 'not a migration id');
+    if (!/^[!-~]{16,256}$/.test(offer.token)) {
+      throw new PagetideError('PT_BAD_ARGUMENT', 'a token is 16 to 256 printable ASCII characters');
+    }
+    const counters = new SharedArrayBuffer(COUNTERS * 8);
+    await this.#ask({ type: 'offer', offer, counters });
+    this.#counters.set(offer.migration, counters);
+  }
+
+  /** Closes a migration's connections and files. Idempotent. Resolves to its last counters, or undefined if it was unknown. */
+  async withdraw(migration: string): Promise<PageCounters | undefined> {
+    const shared = this.#counters.get(migration);
+    await this.#ask({ type: 'withdraw', migration });
+    this.#counters.delete(migration);
+    return shared === undefined ? undefined : readCounters(shared);
+  }
+
+  /**
+   * Gives the frame map of the switch to the destination, now or when it connects. Once a migration.
+   * @throws PagetideError `PT_BAD_ARGUMENT`, `PT_MIGRATION_UNKNOWN`
+   */
+  pushMap(migration: string, runs: MapRuns): Promise<void> {
+    return this.#ask({ type: 'map', migration, runs });
+  }
+
+  /**
+   * A stream for the device state, after the map, once a migration. What is written is kept and sent, from the start to
+   * each connection, until the migration is withdrawn. `finish` comes when the page server has all of it; `destroy` with
+   * an error tells the destination that there will be none.
+   */
+  pushState(migration: string): Writable {
+    return new Writable({
+      highWaterMark: 1 << 20,
+      write: (chunk: Buffer, _encoding, done) => {
+        // a copy: `chunk` is the writer's, and may lie in a pool that can't be handed over
+        this.#ask({ type: 'state', migration, chunk: Uint8Array.from(chunk) }).then(() => done(), done);
+      },
+      final: (done) => {
+        this.#ask({ type: 'state-end', migration }).then(() => done(), done);
+      },
+      destroy: (error, done) => {
+        if (error === null) {
+          done(null);
+          return;
+        }
+        const why = asPagetideError(error, 'PT_CANCELLED', 'the source could not save the device state').toJSON();
+        const finished = (): void => done(error);
+        this.#ask({ type: 'state-abort', migration, error: why }).then(finished, finished);
+      },
+    });
+  }
+
+  /** What a migration's streams have carried so far. Undefined when it isn't offered. */
+  counters(migration: string): PageCounters | undefined {
+    const shared = this.#counters.get(migration);
+    return shared === undefined ? undefined : readCounters(shared);
+  }
+
+  /** Ends all connections, gives the port and the thread back. Idempotent. */
+  close(): Promise<void> {
+    return (this.#closing ??= this.#close());
+  }
+
+  async #close(): Promise<void> {
+    if (this.#ended === undefined) {
+      await this.#ask({ type: 'close' }).catch(() => undefined);
+      // It ends by itself; a thread that hangs is ended. The port must not stay taken.
+      const deadline = setTimeout(() => void this.#worker.terminate(), 5_000);
+      await this.#exited;
+      clearTimeout(deadline);
+    }
+    this.#counters.clear();
+  }
+
+  #ask(body: RequestBody): Promise<void> {
+    if (this.#ended !== undefined) return Promise.reject(this.#ended);
+    const id = this.#nextId++;
+    return new Promise((resolve, reject) => {
+      this.#pending.set(id, { resolve, reject });
+      const request: Request = { ...body, id };
+      this.#worker.postMessage(request);
+    });
+  }
+
+  #receive(message: FromThread): void {
+    if (message.type !== 'reply') return;
+    const pending = this.#pending.get(message.id);
+    this.#pending.delete(message.id);
+    if (message.error === undefined) pending?.resolve();
+    else pending?.reject(errorFromJson(message.error));
+  }
+
+  #end(error: PagetideError): void {
+    if (this.#ended !== undefined) return;
+    this.#ended = error;
+    for (const { reject } of this.#pending.values()) reject(error);
+    this.#pending.clear();
+    if (this.#closing === undefined) this.#onFailure?.(error);
+  }
+}

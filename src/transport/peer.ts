@@ -1,0 +1,214 @@
+/** The control messages between two agents: JSON over HTTP, each of which may be repeated. */
+import type { Socket } from 'node:net';
+import { Pool, buildConnector, errors as undiciErrors } from 'undici';
+import { PagetideError, asPagetideError } from '../errors.ts';
+import type { CompletionFigures, IncomingStatus, PrepareRequest } from '../migration/types.ts';
+import { originOf, refusal, unreachable } from './page-connect.ts';
+import { isMigrationId } from './upgrade.ts';
+
+/** Bytes of an answer. */
+const MAX_ANSWER = 1 << 20;
+
+const STATES: readonly string[] = [
+  'preparing',
+  'prepared',
+  'loaded',
+  'owner',
+  'complete',
+  'refused',
+  'unknown',
+] satisfies IncomingStatus['state'][];
+
+export interface PeerOptions {
+  /** Milliseconds for the TCP connection. 3000 by default. */
+  connectMs?: number;
+  /** Milliseconds for an answer that needs no work of a VMM. 10 000 by default. */
+  answerMs?: number;
+  /** Milliseconds for prepare, load and take-over, which wait for a VMM. 120 000 by default. */
+  workMs?: number;
+}
+
+interface CallOptions {
+  signal?: AbortSignal | undefined;
+}
+
+/**
+ * Talks to one other agent. Every method rejects with the other agent's own PagetideError, with `PT_PEER_UNREACHABLE`
+ * where it couldn't be asked or didn't answer in time (it may have done what was asked: ask again, or ask for the
+ * status), `PT_PEER_FAILED` for an answer that isn't an agent's, or `PT_CANCELLED` after `signal`.
+ */
+export class PeerClient {
+  readonly origin: string;
+  readonly #pool: Pool;
+  readonly #answerMs: number;
+  readonly #workMs: number;
+  readonly #live = new Set<Socket>();
+  #received = 0;
+  #sent = 0;
+
+  /** @throws PagetideError `PT_BAD_ARGUMENT` where `url` is none */
+  constructor(url: string, options: PeerOptions = {}) {
+    const { connectMs = 3_000, answerMs = 10_000, workMs = 120_000 } = options;
+    this.origin = originOf(url);
+    this.#answerMs = answerMs;
+    this.#workMs = workMs;
+    const connect = buildConnector({ timeout: connectMs });
+    this.#pool = new Pool(this.origin, {
+      // a status or an abort must not wait behind a call that waits for a VMM
+      connections: 4,
+      connect: (target, done) => {
+        connect(target, (error, socket) => {
+          if (error !== null) {
+            done(error, null);
+            return;
+          }
+          this.#watch(socket);
+          done(null, socket);
+        });
+      },
+      pipelining: 1,
+      keepAliveTimeout: 4_000,
+      // a source that waits for a VMM may be silent as long as the longest call
+      headersTimeout: workMs,
+      bodyTimeout: answerMs,
+    });
+  }
+
+  /** Bytes at the sockets so far, HTTP heads included. */
+  get bytes(): { received: number; sent: number } {
+    let received = this.#received;
+    let sent = this.#sent;
+    for (const socket of this.#live) {
+      received += socket.bytesRead;
+      sent += socket.bytesWritten;
+    }
+    return { received, sent };
+  }
+
+  /** Asks the destination to get ready. */
+  async prepare(request: PrepareRequest, options?: CallOptions): Promise<IncomingStatus> {
+    return status(await this.#call('POST', '/v1/incoming', request, this.#workMs, options), request.migration);
+  }
+
+  /** What the destination knows. */
+  async status(migration: string, options?: CallOptions): Promise<IncomingStatus> {
+    return status(await this.#call('GET', incoming(migration), undefined, this.#answerMs, options), migration);
+  }
+
+  /** The state is on its way; resolves when it is loaded. */
+  load(migration: string, epoch: number, options?: CallOptions): Promise<IncomingStatus> {
+    return this.#incoming(migration, 'load', epoch, this.#workMs, options);
+  }
+
+  /** The guest is the destination's from now on; resolves when it runs there. */
+  takeOver(migration: string, epoch: number, options?: CallOptions): Promise<IncomingStatus> {
+    return this.#incoming(migration, 'take-over', epoch, this.#workMs, options);
+  }
+
+  /** The destination is to refuse the epoch for good; resolves when its VMM is dead. */
+  abort(migration: string, epoch: number, options?: CallOptions): Promise<IncomingStatus> {
+    return this.#incoming(migration, 'abort', epoch, this.#workMs, options);
+  }
+
+  /** Tells the source that every page is here, and how it went. */
+  async complete(migration: string, epoch: number, figures: CompletionFigures, options?: CallOptions): Promise<void> {
+    const path = `/v1/outgoing/${checked(migration)}/complete`;
+    await this.#call('POST', path, { epoch, figures }, this.#answerMs, options);
+  }
+
+  /** Ends the connections; calls under way are rejected. */
+  async close(): Promise<void> {
+    await this.#pool.destroy();
+  }
+
+  async #incoming(
+    migration: string,
+    verb: string,
+    epoch: number,
+    timeoutMs: number,
+    options?: CallOptions,
+  ): Promise<IncomingStatus> {
+    return status(await this.#call('POST', `${incoming(migration)}/${verb}`, { epoch }, timeoutMs, options), migration);
+  }
+
+  async #call(
+    method: 'GET' | 'POST',
+    path: string,
+    body: unknown,
+    timeoutMs: number,
+    options: CallOptions = {},
+  ): Promise<unknown> {
+    const deadline = AbortSignal.timeout(timeoutMs);
+    const signal = options.signal === undefined ? deadline : AbortSignal.any([deadline, options.signal]);
+    try {
+      return await this.#once(method, path, body, signal);
+    } catch (error) {
+      // A kept connection may be closed by the other side just as it is used again. Every message may be repeated.
+      if (!(error instanceof undiciErrors.SocketError)) throw this.#explain(error, options.signal);
+    }
+    try {
+      return await this.#once(method, path, body, signal);
+    } catch (error) {
+      throw this.#explain(error, options.signal);
+    }
+  }
+
+  async #once(method: 'GET' | 'POST', path: string, body: unknown, signal: AbortSignal): Promise<unknown> {
+    const answer = await this.#pool.request({
+      method,
+      path,
+      signal,
+      headers: { accept: 'application/json', ...(body === undefined ? {} : { 'content-type': 'application/json' }) },
+      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+    });
+    const pieces: Buffer[] = [];
+    let bytes = 0;
+    for await (const piece of answer.body as AsyncIterable<Buffer>) {
+      bytes += piece.length;
+      if (bytes > MAX_ANSWER)
+        throw new PagetideError('PT_PEER_FAILED', `${this.origin} answered more than ${MAX_ANSWER} bytes`);
+      pieces.push(piece);
+    }
+    const text = Buffer.concat(pieces).toString('utf8');
+    if (answer.statusCode < 200 || answer.statusCode > 299) throw refusal(this.origin, answer.statusCode, text);
+    if (text === '') return undefined;
+    try {
+      return JSON.parse(text) as unknown;
+    } catch (cause) {
+      throw new PagetideError('PT_PEER_FAILED', `${this.origin} did not answer JSON`, { cause });
+    }
+  }
+
+  #explain(error: unknown, signal: AbortSignal | undefined): PagetideError {
+    if (error instanceof PagetideError) return error;
+    if (signal?.aborted === true) return new PagetideError('PT_CANCELLED', 'the call was given up', { cause: error });
+    const late = error instanceof Error && error.name === 'TimeoutError';
+    return unreachable(this.origin, late ? 'no answer in time' : asPagetideError(error).message, error);
+  }
+
+  #watch(socket: Socket): void {
+    this.#live.add(socket);
+    socket.once('close', () => {
+      this.#live.delete(socket);
+      this.#received += socket.bytesRead;
+      this.#sent += socket.bytesWritten;
+    });
+  }
+}
+
+function checked(migration: string): string {
+  if (!isMigrationId(migration)) throw new PagetideError('PT_BAD_ARGUMENT', 'not a migration id');
+  return migration;
+}
+
+function incoming(migration: string): string {
+  return `/v1/incoming/${checked(migration)}`;
+}
+
+function status(json: unknown, migration: string): IncomingStatus {
+  const body = (typeof json === 'object' && json !== null ? json : {}) as Partial<IncomingStatus>;
+  if (body.migration !== migration || !Number.isInteger(body.epoch) || !STATES.includes(String(body.state))) {
+    throw new PagetideError('PT_PEER_FAILED', 'the other agent answered something that is no status of this migration');
+  }
+  return body as IncomingStatus;
+}

@@ -1,0 +1,110 @@
+/** Every message between the agent's main thread and the page server's thread. */
+import type { ErrorJson } from '../errors.ts';
+
+/** One file of guest memory, as the page server reads it. */
+export interface OfferedFile {
+  path: string;
+  /** Bytes; a multiple of the page size. */
+  size: number;
+  /** Where it begins in guest memory space, bytes. The files follow each other without a gap from 0. */
+  offset: number;
+}
+
+/** A guest's memory, opened to the one destination that knows the token. */
+export interface Offer {
+  migration: string;
+  /** The secret that opens the streams: printable ASCII, at most 256 characters. Never logged. */
+  token: string;
+  pageSize: number;
+  /** Frames of the guest: the files' sizes / page size. */
+  frames: number;
+  files: OfferedFile[];
+}
+
+/** What a page server's thread is started with. */
+export interface PageServerSettings {
+  host: string;
+  port: number;
+  /** The agent's control API, a Unix socket. */
+  controlSocket: string;
+  /** Threads that read and compress batches. */
+  batchThreads: number;
+  /** Milliseconds without a sign of life after which a connection is pinged; three times that ends it. */
+  livenessMs: number;
+}
+
+/** Requests of the main thread; each is answered by a {@link Reply} with the same `id`. */
+export type Request =
+  | { id: number; type: 'offer'; offer: Offer; counters: SharedArrayBuffer }
+  | { id: number; type: 'withdraw'; migration: string }
+  | { id: number; type: 'map'; migration: string; runs: Uint32Array }
+  | { id: number; type: 'state'; migration: string; chunk: Uint8Array }
+  | { id: number; type: 'state-end'; migration: string }
+  | { id: number; type: 'state-abort'; migration: string; error: ErrorJson }
+  | { id: number; type: 'close' };
+
+export type RequestBody = Request extends infer R ? (R extends Request ? Omit<R, 'id'> : never) : never;
+
+export interface Reply {
+  type: 'reply';
+  id: number;
+  error?: ErrorJson;
+}
+
+/** What the thread says: `listening` or `failed` once, then replies. */
+export type FromThread =
+  { type: 'listening'; host: string; port: number } | { type: 'failed'; error: ErrorJson } | Reply;
+
+/** Index of each counter in an offer's shared Float64Array. Written by the page server's thread only. */
+export const Counter = {
+  bytesIn: 0,
+  bytesOut: 1,
+  connections: 2,
+  open: 3,
+  demandRequests: 4,
+  demandPages: 5,
+  demandZero: 6,
+  batchRequests: 7,
+  fillPages: 8,
+  fillZero: 9,
+  rawBytes: 10,
+  pageBytes: 11,
+  mapBytes: 12,
+  stateBytes: 13,
+  errors: 14,
+} as const;
+export const COUNTERS = Object.keys(Counter).length;
+
+/** What an offer's streams have carried so far, all connections together. */
+export interface PageCounters {
+  /** Bytes at the sockets, HTTP heads included. */
+  bytesIn: number;
+  bytesOut: number;
+  /** Connections so far, and now. */
+  connections: number;
+  open: number;
+  demandRequests: number;
+  /** Answers to demand with content, and all zero. */
+  demandPages: number;
+  demandZero: number;
+  batchRequests: number;
+  fillPages: number;
+  fillZero: number;
+  /** Bytes of pages with content, before compression, demand and fill. */
+  rawBytes: number;
+  /** The same as they were sent. */
+  pageBytes: number;
+  /** Payload of the frame map and device state, counted each time they are sent. */
+  mapBytes: number;
+  stateBytes: number;
+  /** Requests answered by an error, and connections ended by one. */
+  errors: number;
+}
+
+/** Reads an offer's counters; exact to the last frame, as each is one 64-bit word. */
+export function readCounters(shared: SharedArrayBuffer): PageCounters {
+  const words = new Float64Array(shared);
+  return Object.fromEntries(
+    Object.entries(Counter).map(([name, index]) => [name, words[index] ?? 0]),
+  ) as unknown as PageCounters;
+}

@@ -1,0 +1,163 @@
+/** One connection of a destination, as the page server's thread sees it: what all channels have in common. */
+import type { Socket } from 'node:net';
+import { PagetideError, asPagetideError } from '../errors.ts';
+import { DirectIo } from './direct-io.ts';
+import type { LiveOffer, OfferStream } from './live-offer.ts';
+import { Counter } from './server-messages.ts';
+import { encodeError } from './wire-state.ts';
+import { FrameDecoder, FrameType, encodeFrame, type Channel } from './wire.ts';
+
+/** Quiet intervals after which a connection is given up; it is pinged after the first. */
+const QUIET_INTERVALS = 3;
+/** How long a connection that was told to end may take to read why. Milliseconds. */
+const LINGER_MS = 1_000;
+/** Most bytes of one direct read: requests are 16 bytes each. */
+const DIRECT_BYTES = 16 << 10;
+/** Bytes unsent above which a ping is not answered. */
+const PONG_LIMIT = 64 << 10;
+
+export abstract class ServerStream implements OfferStream {
+  readonly channel: Channel;
+  protected readonly offer: LiveOffer;
+  protected readonly socket: Socket;
+  protected closing = false;
+  protected direct: DirectIo | undefined;
+  readonly #decoder: FrameDecoder;
+  readonly #liveness: NodeJS.Timeout;
+  #seenIn = 0;
+  #quiet = 0;
+  /** What had left the process at the last look; see {@link #look}. */
+  #flushed = 0;
+
+  constructor(offer: LiveOffer, channel: Channel, socket: Socket, livenessMs: number) {
+    this.offer = offer;
+    this.channel = channel;
+    this.socket = socket;
+    this.#decoder = new FrameDecoder(
+      `server-${channel}`,
+      offer.pageSize,
+      (type, _flags, stream, argument, buffer, offset, length) => {
+        if (type === FrameType.Ping) this.#pong(argument);
+        else if (type !== FrameType.Pong) this.take(stream, argument, buffer, offset, length);
+      },
+    );
+    offer.count(Counter.bytesOut, socket.bytesWritten);
+    this.#seenIn = socket.bytesRead;
+    offer.count(Counter.bytesIn, this.#seenIn);
+    socket.setNoDelay(true);
+    socket.setTimeout(0);
+    socket.on('data', (chunk: Buffer) => this.#read(chunk));
+    socket.on('drain', () => this.drained());
+    // the destination closes when it has everything, or to connect again: an end in its own right, not an error
+    socket.on('error', () => socket.destroy());
+    socket.on('end', () => socket.end());
+    socket.on('close', () => this.#closed());
+    this.#liveness = setInterval(() => this.#look(), livenessMs);
+    this.#liveness.unref();
+    offer.add(this);
+  }
+
+  /** The one request type of the channel. @throws PagetideError `PT_PROTOCOL` */
+  protected abstract take(stream: number, argument: number, buffer: Buffer, offset: number, length: number): void;
+  /** The socket has room again. */
+  protected abstract drained(): void;
+  /** The connection is gone. */
+  protected gone(): void {
+    // only the fill has something to drop
+  }
+  logGrew(): void {
+    // only the state channel reads the log
+  }
+
+  /** From now on reads and short writes go past the stream, where the socket allows that. */
+  protected goDirect(): void {
+    const direct = DirectIo.of(this.socket);
+    if (direct === undefined) return;
+    this.direct = direct;
+    const memory = Buffer.allocUnsafeSlow(DIRECT_BYTES);
+    direct.takeReading();
+    direct.watch(() => {
+      const bytes = direct.recv(memory);
+      if (bytes > 0) this.#feed(memory.subarray(0, bytes), bytes);
+      else if (bytes < 0) this.socket.destroy();
+    });
+  }
+
+  protected send(frame: Uint8Array, written?: () => void): void {
+    this.offer.counters[Counter.bytesOut]! += frame.length;
+    if (written === undefined) this.socket.write(frame);
+    else this.socket.write(frame, written);
+  }
+
+  /** Sends a frame that isn't the channel's bulk. A channel that writes its frames in slices puts it between two. */
+  protected control(frame: Uint8Array): void {
+    this.send(frame);
+  }
+
+  protected sendError(error: PagetideError, stream: number, argument: number): void {
+    this.offer.count(Counter.errors);
+    this.control(encodeError(error, stream, argument));
+  }
+
+  close(error: PagetideError): void {
+    if (this.closing) return;
+    this.closing = true;
+    this.#decoder.stop();
+    if (this.socket.destroyed) return;
+    this.sendError(error, 0, 0);
+    this.socket.end();
+    // an end that the other side doesn't read must not keep the socket for ever
+    const linger = setTimeout(() => this.socket.destroy(), LINGER_MS);
+    linger.unref();
+    this.socket.once('close', () => clearTimeout(linger));
+  }
+
+  /** A destination that pings and doesn't read gets no pong: they must not pile up here, and data on its way says more. */
+  #pong(argument: number): void {
+    if (this.socket.writableLength < PONG_LIMIT) this.control(encodeFrame(FrameType.Pong, 0, 0, argument));
+  }
+
+  #read(chunk: Buffer): void {
+    const read = this.socket.bytesRead;
+    this.offer.counters[Counter.bytesIn]! += read - this.#seenIn;
+    this.#seenIn = read;
+    this.#feed(chunk, 0);
+  }
+
+  /** @param direct bytes that the stream's own counter lacks */
+  #feed(chunk: Buffer, direct: number): void {
+    this.offer.counters[Counter.bytesIn]! += direct;
+    this.#quiet = 0;
+    try {
+      this.#decoder.feed(chunk);
+    } catch (error) {
+      this.close(asPagetideError(error));
+    }
+  }
+
+  /**
+   * Once an interval. A sign of life is anything received, or anything that left for a reader that had been slow: so a
+   * destination that is busy is not cut off, and one that is gone is.
+   */
+  #look(): void {
+    const flushed = this.socket.bytesWritten - this.socket.writableLength;
+    if (flushed !== this.#flushed && this.socket.writableLength > 0) this.#quiet = 0;
+    this.#flushed = flushed;
+    this.#quiet++;
+    if (this.#quiet > QUIET_INTERVALS) this.socket.destroy();
+    else if (this.#quiet > 1 && this.socket.writableLength === 0 && !this.closing) this.control(PING);
+  }
+
+  #closed(): void {
+    this.closing = true;
+    this.#decoder.stop();
+    clearInterval(this.#liveness);
+    // a refused or cut connection may have been read without a 'data' event
+    this.offer.count(Counter.bytesIn, this.socket.bytesRead - this.#seenIn);
+    this.#seenIn = this.socket.bytesRead;
+    this.offer.remove(this);
+    this.gone();
+  }
+}
+
+const PING = encodeFrame(FrameType.Ping, 0, 0, 0);

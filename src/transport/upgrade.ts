@@ -1,0 +1,78 @@
+/** How a page stream begins: an HTTP request that both sides agree to turn into frames. */
+import { createHash, timingSafeEqual } from 'node:crypto';
+import type { IncomingHttpHeaders } from 'node:http';
+import { PagetideError } from '../errors.ts';
+import { CHANNELS, type Channel } from './wire.ts';
+
+/** Version of the page streams. A side that gets another one refuses: there is no negotiation. */
+export const PAGE_PROTOCOL = 1;
+/** The `Upgrade:` token. */
+export const UPGRADE = 'pagetide';
+export const PROTOCOL_HEADER = 'pagetide-protocol';
+export const PAGE_SIZE_HEADER = 'pagetide-page-size';
+export const FRAMES_HEADER = 'pagetide-frames';
+/** Marks a request that came over the port for the control API, which trusts its Unix socket more. */
+export const VIA_HEADER = 'x-pagetide-via';
+
+const PATH = '/v1/pages/';
+
+/** Migration ids: what the agents make, and what a URL can hold unescaped. */
+export function isMigrationId(id: string): boolean {
+  return /^[0-9A-Za-z_-]{1,64}$/.test(id);
+}
+
+export function isPagesPath(url: string): boolean {
+  return url.startsWith(PATH);
+}
+
+export function pagesPath(migration: string, channel: Channel): string {
+  return `${PATH}${migration}?channel=${channel}`;
+}
+
+export interface UpgradeRequest {
+  migration: string;
+  channel: Channel;
+  /** Undefined: none was given. */
+  token: string | undefined;
+}
+
+/** An error with the HTTP status that the upgrade is refused with, where it isn't the code's own. */
+export class UpgradeRefused extends Error {
+  readonly error: PagetideError;
+  readonly status: number;
+  constructor(error: PagetideError, status: number = error.status) {
+    super(error.message);
+    this.error = error;
+    this.status = status;
+  }
+}
+
+/**
+ * Reads a request for a page stream.
+ * @throws UpgradeRefused
+ */
+export function parseUpgrade(url: string, headers: IncomingHttpHeaders): UpgradeRequest {
+  const match = /^\/v1\/pages\/([0-9A-Za-z_-]{1,64})\?channel=([a-z]{1,16})$/.exec(url);
+  const channel = CHANNELS.find((name) => name === match?.[2]);
+  const migration = match?.[1];
+  if (migration === undefined || channel === undefined) {
+    throw new UpgradeRefused(new PagetideError('PT_BAD_ARGUMENT', 'no page stream has that path'), 404);
+  }
+  if (headers.upgrade?.toLowerCase() !== UPGRADE || headers[PROTOCOL_HEADER] !== String(PAGE_PROTOCOL)) {
+    throw new UpgradeRefused(
+      new PagetideError('PT_PROTOCOL', `page streams here speak ${UPGRADE} ${PAGE_PROTOCOL} after an HTTP upgrade`),
+      426,
+    );
+  }
+  const token = /^Bearer ([!-~]{1,256})$/.exec(headers.authorization ?? '')?.[1];
+  return { migration, channel, token };
+}
+
+/** Compares secrets in a time that doesn't tell where, or in what length, they differ. */
+export function sameToken(given: string, digest: Buffer): boolean {
+  return timingSafeEqual(tokenDigest(given), digest);
+}
+
+export function tokenDigest(token: string): Buffer {
+  return createHash('sha256').update(token).digest();
+}
