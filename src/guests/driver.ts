@@ -1,0 +1,147 @@
+/**
+ * What a driver does for the agent: the one interface behind which every kind of VMM stands.
+ *
+ *   source       describe → pause → saveState → (destination owns) → kill
+ *   destination  prepare → acquire (userfaultfd and regions) → loadState → resume
+ *
+ * A VMM is never a child of the agent: `prepare` and `run` start it through the launcher, and a driver finds it again
+ * after a restart of the agent from its {@link GuestRecord} alone.
+ */
+import type { Readable, Writable } from 'node:stream';
+import type { MemoryRegion } from '../memory/native.ts';
+
+/** One file of shared guest memory (tmpfs). Guest memory space is the concatenation of the files by `offset`. */
+export interface MemoryFile {
+  /** Name within the guest, e.g. QEMU's object id. */
+  id: string;
+  path: string;
+  /** Bytes; a multiple of the page size. */
+  size: number;
+  /** Where it begins in guest memory space, bytes. */
+  offset: number;
+}
+
+/** What a destination needs to know to start the same guest. Travels as JSON between agents; holds no host path. */
+export interface GuestDescription {
+  driver: 'embedded' | 'qemu';
+  memory: {
+    /** Bytes in all. */
+    size: number;
+    pageSize: number;
+    files: { id: string; size: number; offset: number }[];
+  };
+  /** The driver's own: command line with placeholders, machine type, workload. The driver validates it. */
+  config: Record<string, unknown>;
+}
+
+/** How a running VMM is found again. Kept in the agent's journal; local to this host. */
+export interface GuestRecord {
+  driver: 'embedded' | 'qemu';
+  pid: number;
+  /** Field 22 of /proc/pid/stat: with `pid` it names one process for ever. */
+  startTime: number;
+  /** Started by an agent (and ended by it), or attached (and left alone). */
+  launched: boolean;
+  files: MemoryFile[];
+  pageSize: number;
+  description: GuestDescription;
+  /** The driver's own: sockets and the like. */
+  local: Record<string, string>;
+}
+
+export type VmmStatus = 'running' | 'paused' | 'incoming' | 'gone';
+
+/** A moment by the VMM's own clock where it gives one. Microseconds since the epoch. */
+export interface Moment {
+  unixMicros: number;
+}
+
+/** A userfaultfd for a destination's memory. */
+export interface Acquired {
+  /** The userfaultfd in this process. */
+  uffd: number;
+  /** Its number in the VMM, where it stays open until completion. */
+  remoteFd: number;
+  /** How the VMM parts with it: `injected` ones are closed inside the VMM after completion. */
+  origin: 'injected' | 'handed-over';
+  regions: MemoryRegion[];
+  pageSize: number;
+  shared: boolean;
+}
+
+export interface VerifyResult {
+  ok: boolean;
+  /** Frames that the guest checked. */
+  checked: number;
+  /** Bad frames, the first few. */
+  bad: number[];
+  detail?: string;
+}
+
+/** What the guest itself can tell about how it fared. */
+export interface GuestStats {
+  /** Longest silence of the guest's heartbeat since the last reset, milliseconds. */
+  longestGapMs: number | null;
+  /** Stalls that faults caused, by the touching thread. Null where the guest can't tell. */
+  stalls: { count: number; p50Us: number; p99Us: number; maxUs: number } | null;
+  /** Work units done, ever growing. */
+  operations: number | null;
+  /**
+   * The heartbeats that arrived on this host since the last reset. A migration's own gap lies between the last here and
+   * the first there; and numbers only grow: a guest that repeats one went back in time.
+   */
+  heartbeats?: { firstNumber: number; firstUnixMicros: number; lastNumber: number; lastUnixMicros: number };
+}
+
+/** One VMM process on this host. All methods reject with a PagetideError; all have timeouts. */
+export interface Vmm {
+  readonly record: GuestRecord;
+  status(): Promise<VmmStatus>;
+  /** Rejects with PT_GUEST_UNSAFE when the guest, as it is now (devices come and go), cannot be moved. Before preparing. */
+  checkMovable?(): Promise<void>;
+  /** Stops the guest and waits until it has stopped. Idempotent. */
+  pause(): Promise<Moment>;
+  /** Lets the guest run and waits until it does. Idempotent. Announces it to the network where the VMM can. */
+  resume(): Promise<Moment>;
+  /** Writes everything but RAM to `sink` and ends it. Guest must be paused. The guest can be resumed afterwards. */
+  saveState(sink: Writable): Promise<void>;
+  /** Takes the state from `source`. Guest memory may fault meanwhile. Ends paused. */
+  loadState(source: Readable): Promise<void>;
+  /** Gets the userfaultfd over the whole of guest memory, not yet registered. Destination, before loadState. */
+  acquire(): Promise<Acquired>;
+  /** Asks the guest to check every frame of its memory. Null when the guest can't. Guest must be running. */
+  verify(): Promise<VerifyResult | null>;
+  /** Null when the guest can't. */
+  stats(): Promise<GuestStats | null>;
+  /** Begins a new measurement of gaps and stalls. */
+  resetStats(): Promise<void>;
+  /** Ends a VMM and waits until it is dead; removes its memory files and sockets. Idempotent. Launched VMMs only, unless `force`. */
+  destroy(options?: { force?: boolean }): Promise<void>;
+  /** Resolves when the process is gone. */
+  readonly exited: Promise<void>;
+  /** Lets go of connections and watchers; leaves the VMM alone. */
+  close(): void;
+}
+
+/** Where a driver puts things. */
+export interface GuestPlace {
+  name: string;
+  /** Sockets, logs: the agent's state folder for this guest; short, as Unix socket paths are bounded. */
+  folder: string;
+  /** Memory files: a folder on tmpfs. */
+  memoryFolder: string;
+}
+
+export interface Driver {
+  readonly name: 'embedded' | 'qemu';
+  /** Refuses what cannot be moved safely, before anything is started. */
+  validate(description: GuestDescription): void;
+  /** Starts a guest afresh, running. `options` are the operator's, validated here. */
+  run(place: GuestPlace, options: Record<string, unknown>): Promise<Vmm>;
+  /** Takes on a VMM that runs, or waits as incoming, started by someone else. */
+  attach(place: GuestPlace, options: Record<string, unknown>): Promise<Vmm>;
+  /** Starts a VMM that waits for the state of `description`; touches no guest memory. */
+  prepare(place: GuestPlace, description: GuestDescription): Promise<Vmm>;
+  /** Finds a VMM again after a restart of the agent. Resolves to undefined when it is gone. */
+  find(place: GuestPlace, record: GuestRecord): Promise<Vmm | undefined>;
+}
