@@ -1,0 +1,48 @@
+/** What a migration needs of the agent that it runs in. */
+import type { Logger } from 'pino';
+import type { GuestDescription, GuestPlace, GuestRecord, Vmm } from '../guests/driver.ts';
+import type { WorkerPools } from '../memory/worker-pools.ts';
+import type { PageServer } from '../transport/page-server.ts';
+import type { PeerClient } from '../transport/peer.ts';
+import type { OwnershipRecord } from './ownership/index.ts';
+
+export interface MigrationSettings {
+  spinMicros: number;
+  fill: { batchFrames: number; window: number; bandwidth: number };
+  /** The source may be silent this long before a destination that doesn't own the guest yet lets go, milliseconds. */
+  silenceMs: number;
+  prepareMs: number;
+  loadMs: number;
+}
+
+export interface MigrationHost {
+  readonly log: Logger;
+  readonly settings: MigrationSettings;
+  readonly pageServer: PageServer;
+  readonly pools: WorkerPools;
+  /** Under which the other agent reaches this one. */
+  readonly url: string;
+  /** A client of its own for each migration: its bytes are counted. */
+  connectPeer(url: string): PeerClient;
+  /** Resolves when durable. */
+  journal(record: OwnershipRecord, details: Record<string, unknown>): Promise<void>;
+  place(guest: string): GuestPlace;
+  /** Starts a VMM that waits for the guest, or takes the one that was attached as incoming under its name. */
+  prepareVmm(guest: string, description: GuestDescription): Promise<Vmm>;
+  /** Finds one again after a restart. */
+  findVmm(guest: string, record: GuestRecord): Promise<Vmm | undefined>;
+  /**
+   * For a guest that does not live here: ends whatever was started in its name, recorded or not, waits until it is dead,
+   * and removes what it left.
+   */
+  killStrays(guest: string): Promise<void>;
+  /** Refuses a guest that does not fit: memory and tmpfs space. @throws PT_NO_MEMORY, PT_NO_SPACE */
+  checkRoom(description: GuestDescription): Promise<void>;
+  /** The guest lives here from now on, durably. */
+  adopt(guest: string, vmm: Vmm): Promise<void>;
+  /**
+   * Ends its VMM, waits until it is dead, and forgets the guest, durably. Without `vmm` it is gone already, and what
+   * `record` names is removed.
+   */
+  release(guest: string, vmm: Vmm | undefined, record: GuestRecord): Promise<void>;
+}

@@ -1,0 +1,496 @@
+/**
+ * A migration at its source: drives the source's ownership machine (ownership/source.ts) and does its work: gets the
+ * destination ready, pauses the guest, sends map and device state, and serves pages until the destination has them all.
+ */
+import { randomBytes } from 'node:crypto';
+import { closeSync, openSync } from 'node:fs';
+import { asPagetideError, PagetideError, type ErrorJson } from '../errors.ts';
+import type { GuestRecord, GuestStats, Vmm } from '../guests/driver.ts';
+import { native } from '../memory/native.ts';
+import { mapFromExtents, type MapRuns } from '../transport/wire-map.ts';
+import type { PeerClient } from '../transport/peer.ts';
+import type { MigrationHost } from './host.ts';
+import {
+  describe,
+  sourceEnded,
+  startSource,
+  stepSource,
+  type SourceAction,
+  type SourceEvent,
+  type SourceRequest,
+  type SourceState,
+  type SourceStep,
+} from './ownership/index.ts';
+import { MachineRunner } from './runner.ts';
+import {
+  PEER_PROTOCOL,
+  type CompletionFigures,
+  type IncomingStatus,
+  type MigrationInfo,
+  type MigrationProgress,
+  type MigrationReport,
+  type Mode,
+} from './types.ts';
+
+/** Kept with every record of the journal: what a restarted agent needs. */
+export interface OutgoingDetails {
+  token: string;
+  mode: Mode;
+  verify: boolean;
+  /** Milliseconds since the epoch. */
+  startedAt: number;
+  /** The guest's memory files serve on when its VMM is gone. */
+  vmm: GuestRecord;
+}
+
+export interface OutgoingStart {
+  guest: string;
+  peer: string;
+  epoch: number;
+  mode: Mode;
+  verify: boolean;
+}
+
+/** Failed tries to reach the destination before the guest is handed over; about two seconds. */
+const TRIES = 4;
+/** Where only the destination's answer leads on. */
+const WAITS_FOR_ANSWER: ReadonlySet<SourceState['at']> = new Set([
+  'preparing',
+  'loading',
+  'handing-over',
+  'undoing',
+  'rolled-back',
+  'lost',
+]);
+/**
+ * A destination that can't be told to abort lets go by itself when the source is silent, and refuses when it restarts: so
+ * telling it may end after a time that is longer than that, milliseconds. Nothing but its waste depends on it.
+ */
+const TELL_MS = 300_000;
+/** How often the destination is asked how far it is, milliseconds. */
+const POLL_MS = 200;
+
+export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, SourceAction> {
+  readonly details: OutgoingDetails;
+  protected readonly retryEvent: SourceEvent = { type: 'retry' };
+  readonly #host: MigrationHost;
+  readonly #vmm: Vmm | undefined;
+  readonly #peer: PeerClient;
+  #report: MigrationReport | undefined;
+  #failure: ErrorJson | undefined;
+  #unreachable = 0;
+  /** Since when telling the destination to abort has failed, milliseconds since the epoch. */
+  #tellingSince: number | undefined;
+  #pushed = false;
+  #pausedAt = 0;
+  #lastStats: GuestStats | null = null;
+  #prepareMs = 0;
+  #figures: CompletionFigures | undefined;
+  #remote: IncomingStatus | undefined;
+  #poll: NodeJS.Timeout | undefined;
+  #acknowledged: (() => void)[] = [];
+  #cancels: { resolve: () => void; reject: (error: PagetideError) => void }[] = [];
+
+  private constructor(host: MigrationHost, vmm: Vmm | undefined, state: SourceState, details: OutgoingDetails) {
+    super(state);
+    this.#host = host;
+    this.#vmm = vmm;
+    this.details = details;
+    this.#peer = host.connectPeer(state.peer);
+    void vmm?.exited.then(() => this.dispatch({ type: 'vmm-died' }));
+  }
+
+  /** Begins a migration of a guest that runs here. */
+  static start(host: MigrationHost, vmm: Vmm, start: OutgoingStart): OutgoingMigration {
+    const migration = randomBytes(8).toString('hex');
+    const step = startSource({ migration, epoch: start.epoch, guest: start.guest, peer: start.peer });
+    const token = randomBytes(32).toString('base64url');
+    const details = { token, mode: start.mode, verify: start.verify, startedAt: Date.now(), vmm: vmm.record };
+    return OutgoingMigration.#begin(host, vmm, step, details);
+  }
+
+  /** Takes one up after a restart. `vmm` is undefined when its process is gone. */
+  static recover(
+    host: MigrationHost,
+    vmm: Vmm | undefined,
+    step: SourceStep,
+    details: OutgoingDetails,
+  ): OutgoingMigration {
+    const migration = OutgoingMigration.#begin(host, vmm, step, details);
+    if (vmm === undefined) migration.dispatch({ type: 'vmm-died' });
+    return migration;
+  }
+
+  static #begin(
+    host: MigrationHost,
+    vmm: Vmm | undefined,
+    step: SourceStep,
+    details: OutgoingDetails,
+  ): OutgoingMigration {
+    const migration = new OutgoingMigration(host, vmm, step.state, details);
+    migration.begin(step.actions);
+    return migration;
+  }
+
+  get ended(): boolean {
+    return sourceEnded(this.state) && this.#cancels.length === 0;
+  }
+
+  /** Whether the guest is still in this migration. One that was rolled back is free, although the destination may yet have to hear of it. */
+  get holdsGuest(): boolean {
+    return !this.ended && this.state.at !== 'rolled-back' && this.state.at !== 'lost';
+  }
+
+  info(): MigrationInfo {
+    const { migration, guest, peer } = this.state;
+    const error = this.#failure ?? (this.state.at === 'gone' ? this.#remote?.error : undefined);
+    return {
+      id: migration,
+      guest,
+      mode: this.details.mode,
+      peer,
+      direction: 'outgoing',
+      progress: this.#progress(),
+      ...(this.#report === undefined ? {} : { report: this.#report }),
+      ...(error === undefined ? {} : { error }),
+    };
+  }
+
+  /** Resolves when the cancel is accepted. @throws PagetideError `PT_NOT_CANCELLABLE` */
+  cancel(): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#cancels.push({ resolve, reject });
+      this.dispatch({ type: 'cancel' });
+      // turned down: rejected by now
+      this.#settleCancels(undefined);
+    });
+  }
+
+  /** Whether the destination said that it lost the guest: what is kept here is kept until {@link discard}. */
+  get isLostThere(): boolean {
+    return this.state.at === 'gone' && this.state.peerLost;
+  }
+
+  /** The operator gives up what is kept of a guest that the destination lost. Resolves when it is gone, durably. */
+  discard(): Promise<void> {
+    this.#failure ??= this.#remote?.error;
+    return new Promise((resolve) => {
+      const stop = this.onChange(() => {
+        if (!this.ended) return;
+        stop();
+        resolve();
+      });
+      this.dispatch({ type: 'discard' });
+    });
+  }
+
+  /** The destination says that it has every page. Resolves when that is durable here and the guest's copy is gone. */
+  complete(epoch: number, figures: CompletionFigures): Promise<void> {
+    if (epoch !== this.state.epoch) {
+      return Promise.reject(new PagetideError('PT_MIGRATION_UNKNOWN', `no migration of epoch ${epoch}`));
+    }
+    this.#figures = figures;
+    return new Promise((resolve) => {
+      this.#acknowledged.push(resolve);
+      this.dispatch({ type: 'complete', migration: this.state.migration, epoch });
+    });
+  }
+
+  override close(): void {
+    super.close();
+    clearTimeout(this.#poll);
+    void this.#peer.close();
+  }
+
+  protected step(state: SourceState, event: SourceEvent): SourceStep {
+    return stepSource(state, event);
+  }
+
+  protected perform(action: SourceAction): void {
+    switch (action.do) {
+      case 'journal':
+        this.#host.journal(action.record, { ...this.details }).then(
+          () => this.dispatch({ type: 'journaled', record: action.record.state }),
+          (error: unknown) => {
+            this.dispatch({
+              type: 'journal-failed',
+              record: action.record.state,
+              error: asPagetideError(error).toJSON(),
+            });
+            this.retrySoon();
+          },
+        );
+        return;
+      case 'send':
+        void this.#send(action.request);
+        return;
+      case 'serve-pages':
+        this.onVmm(
+          () => this.#offer(),
+          (error) => ({ type: 'failed', error: asPagetideError(error).toJSON() }),
+        );
+        return;
+      case 'stop-pages':
+        this.onVmm(
+          async () => {
+            await this.#host.pageServer.withdraw(this.state.migration);
+            return undefined;
+          },
+          () => undefined,
+        );
+        return;
+      case 'pause':
+        this.onVmm(
+          async () => {
+            const { unixMicros } = await this.#need().pause();
+            this.#pausedAt = unixMicros;
+            // what this host knows of the guest's heartbeat; not waited for, the guest stands still
+            void this.#need()
+              .stats()
+              .then((stats) => (this.#lastStats = stats))
+              .catch(() => undefined);
+            this.#prepareMs = Math.max(0, unixMicros / 1000 - this.details.startedAt);
+            return { type: 'paused' };
+          },
+          (error) => ({ type: 'pause-failed', error: asPagetideError(error).toJSON() }),
+        );
+        return;
+      case 'resume':
+        this.onVmm(
+          async () => {
+            await this.#need().resume();
+            return { type: 'resumed' };
+          },
+          (error) => ({ type: 'resume-failed', error: asPagetideError(error).toJSON() }),
+        );
+        return;
+      case 'release-vmm':
+        this.onVmm(
+          async () => {
+            await this.#host.release(this.state.guest, this.#vmm, this.details.vmm);
+            return { type: 'vmm-released' };
+          },
+          (error) => ({ type: 'release-failed', error: asPagetideError(error).toJSON() }),
+        );
+        return;
+      case 'acknowledge':
+        for (const resolve of this.#acknowledged.splice(0)) resolve();
+        return;
+      case 'turn-down':
+        this.#settleCancels(action.error);
+        return;
+      case 'report':
+        this.#take(action.what, action.error);
+    }
+  }
+
+  #need(): Vmm {
+    if (this.#vmm === undefined) throw new PagetideError('PT_VMM_GONE', 'the VMM of this guest is gone');
+    return this.#vmm;
+  }
+
+  async #offer(): Promise<undefined> {
+    const { files, pageSize, description } = this.details.vmm;
+    const { migration } = this.state;
+    if (this.#host.pageServer.counters(migration) !== undefined) return undefined;
+    await this.#host.pageServer.offer({
+      migration,
+      token: this.details.token,
+      pageSize,
+      frames: description.memory.size / pageSize,
+      files: files.map(({ path, size, offset }) => ({ path, size, offset })),
+    });
+    return undefined;
+  }
+
+  async #send(request: SourceRequest): Promise<void> {
+    const { migration, epoch, guest } = this.state;
+    let status: IncomingStatus;
+    try {
+      switch (request) {
+        case 'prepare':
+          await this.vmmSettled(); // the pages are offered by then
+          status = await this.#peer.prepare({
+            protocol: PEER_PROTOCOL,
+            migration,
+            epoch,
+            guest,
+            mode: this.details.mode,
+            description: this.details.vmm.description,
+            source: { url: this.#host.url, token: this.details.token },
+            verify: this.details.verify,
+          });
+          break;
+        case 'load':
+          status = await this.#load(migration, epoch);
+          break;
+        case 'take-over':
+          status = await this.#peer.takeOver(migration, epoch);
+          break;
+        case 'abort':
+          status = await this.#peer.abort(migration, epoch);
+          break;
+        case 'status':
+          status = await this.#peer.status(migration);
+      }
+    } catch (thrown) {
+      this.#unanswered(request, asPagetideError(thrown));
+      return;
+    }
+    if (this.closed) return;
+    this.#unreachable = 0;
+    this.#learn(status);
+  }
+
+  #learn(status: IncomingStatus): void {
+    this.#remote = status;
+    if (status.figures !== undefined) this.#figures ??= status.figures;
+    const { migration, epoch, state, error } = status;
+    const { at } = this.state;
+    this.dispatch({ type: 'answer', migration, epoch, state, ...(error === undefined ? {} : { error }) });
+    // It decided nothing, and nothing else is waited for: ask again.
+    if (this.state.at === at && WAITS_FOR_ANSWER.has(at) && !this.ended) this.retrySoon();
+    if (this.state.at === 'gone' || this.state.at === 'leaving') this.#pollSoon();
+    this.changed();
+  }
+
+  #unanswered(request: SourceRequest, error: PagetideError): void {
+    if (this.closed) return;
+    this.#host.log.warn({ migration: this.state.migration, request, code: error.code }, error.message);
+    if (request === 'abort') this.#tellingSince ??= Date.now();
+    // An answer that is an error is final before the hand-over; silence gets a few tries.
+    const silent = error.code === 'PT_PEER_UNREACHABLE';
+    if (!silent || ++this.#unreachable >= TRIES) {
+      if (request === 'prepare' || request === 'load') this.dispatch({ type: 'failed', error: error.toJSON() });
+    }
+    if (request === 'abort' && this.#tellingSince !== undefined && Date.now() - this.#tellingSince > TELL_MS) {
+      this.#host.log.warn({ migration: this.state.migration }, 'the destination is not told to abort any more');
+      this.dispatch({ type: 'peer-gone' });
+    }
+    if (request === 'status') this.#pollSoon();
+    else if (!this.ended) this.retrySoon();
+  }
+
+  /** Streams map and device state to the destination, and waits until it has loaded them. */
+  async #load(migration: string, epoch: number): Promise<IncomingStatus> {
+    if (!this.#pushed) {
+      this.#pushed = true; // the page server keeps them for every connection that comes
+      const vmm = this.#need();
+      const state = this.#host.pageServer.pushState(migration);
+      await this.#host.pageServer.pushMap(migration, this.#map(vmm));
+      try {
+        await vmm.saveState(state);
+      } catch (error) {
+        state.on('error', () => undefined); // the reason is on its way already
+        state.destroy(asPagetideError(error));
+        throw error;
+      }
+    }
+    return this.#peer.load(migration, epoch);
+  }
+
+  /** Which frames hold content: the guest is paused, so this is final. A hole of the memory file reads as zero. */
+  #map(vmm: Vmm): MapRuns {
+    const { files, pageSize, description } = vmm.record;
+    const extents = files.flatMap((file) => {
+      const fd = openSync(file.path, 'r');
+      try {
+        return native()
+          .dataExtents(fd, 0, file.size)
+          .map(({ offset, length }) => ({ offset: file.offset + offset, length }));
+      } finally {
+        closeSync(fd);
+      }
+    });
+    return mapFromExtents(extents, description.memory.size / pageSize, pageSize);
+  }
+
+  #take(
+    what: 'in-doubt' | 'rolled-back' | 'guest-lost' | 'left' | 'released' | 'conflict',
+    error: ErrorJson | undefined,
+  ): void {
+    const { migration, guest } = this.state;
+    this.#host.log.info({ migration, guest, error }, `migration: ${what}`);
+    if (what === 'left') this.#pollSoon();
+    if (what === 'rolled-back' || what === 'guest-lost') this.#failure = error;
+    if (what === 'released') {
+      clearTimeout(this.#poll);
+      this.#report = this.#makeReport();
+    }
+  }
+
+  #settleCancels(error: ErrorJson | undefined): void {
+    for (const { resolve, reject } of this.#cancels.splice(0)) {
+      if (error === undefined) resolve();
+      else reject(new PagetideError(error.code, error.message));
+    }
+  }
+
+  #pollSoon(): void {
+    clearTimeout(this.#poll);
+    if (this.closed) return;
+    this.#poll = setTimeout(() => {
+      if (this.state.at === 'gone' || this.state.at === 'leaving') void this.#send('status');
+    }, POLL_MS);
+  }
+
+  #progress(): MigrationProgress {
+    const { phase, note } = describe(this.state);
+    const remote = this.#remote?.progress;
+    const { description, pageSize } = this.details.vmm;
+    const total = description.memory.size / pageSize;
+    const counters = this.#host.pageServer.counters(this.state.migration);
+    const alarmed =
+      (phase === 'serving' && remote?.phase === 'failed') || (phase === 'done' && this.#failure !== undefined);
+    return {
+      phase: alarmed
+        ? 'failed'
+        : phase === 'serving' && remote !== undefined && remote.phase === 'completing'
+          ? 'completing'
+          : phase,
+      framesTotal: remote?.framesTotal ?? this.#report?.frames.total ?? total,
+      framesPresent: this.#report?.frames.total ?? remote?.framesPresent ?? 0,
+      faultsServed: this.#report?.faults.count ?? remote?.faultsServed ?? 0,
+      wireBytes: this.#report?.bytes.wire ?? (counters === undefined ? 0 : counters.bytesIn + counters.bytesOut),
+      elapsedMs: Date.now() - this.details.startedAt,
+      note: remote?.note ?? note,
+    };
+  }
+
+  /** A guest that counts its own gaps carries them along; one whose heartbeats hosts hear has its longest between them. */
+  #longestGap(figures: CompletionFigures): number | null {
+    const { heartbeats, longestGapMs } = this.#lastStats ?? {};
+    const between =
+      heartbeats === undefined || figures.firstBeatAt === undefined
+        ? null
+        : Math.max(0, (figures.firstBeatAt - heartbeats.lastUnixMicros) / 1000);
+    const gaps = [figures.longestGapMs, longestGapMs ?? null, between].filter((gap) => gap !== null);
+    return gaps.length === 0 ? null : Math.max(...gaps);
+  }
+
+  #makeReport(): MigrationReport | undefined {
+    const figures = this.#figures;
+    if (figures === undefined) return undefined;
+    const { received, sent } = this.#peer.bytes;
+    return {
+      guest: this.state.guest,
+      mode: this.details.mode,
+      driver: this.details.vmm.driver,
+      verified: figures.verified,
+      frames: figures.frames,
+      bytes: { ...figures.bytes, wire: figures.bytes.wire + received + sent },
+      ms: {
+        prepare: round(this.#prepareMs),
+        // Clocks of two hosts: by NTP's grace. Never below zero.
+        downtime: round(Math.max(0, (figures.resumedAt - this.#pausedAt) / 1000)),
+        total: round(Date.now() - this.details.startedAt - figures.verifyMs),
+      },
+      faults: figures.faults,
+      longestGapMs: this.#longestGap(figures),
+    };
+  }
+}
+
+function round(ms: number): number {
+  return Math.round(ms * 1000) / 1000;
+}
