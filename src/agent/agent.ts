@@ -1,0 +1,312 @@
+/** The agent: {@link AgentService} over guests, migrations and the host's own figures. */
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import { existsSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import type { Logger } from 'pino';
+import { PagetideError } from '../errors.ts';
+import type { VerifyResult } from '../guests/driver.ts';
+import { IncomingMigration } from '../migration/incoming.ts';
+import type { MigrationHost } from '../migration/host.ts';
+import { OutgoingMigration } from '../migration/outgoing.ts';
+import { describe } from '../migration/ownership/index.ts';
+import type { CompletionFigures, IncomingStatus, MigrationInfo, PrepareRequest } from '../migration/types.ts';
+import type { AgentConfig } from './config.ts';
+import { runDoctor } from './doctor.ts';
+import { statusOf, type Guest, type Guests } from './guests.ts';
+import type { Journal } from './journal.ts';
+import { createMetrics, type Metrics } from './metrics.ts';
+import { Migrations } from './migrations.ts';
+import type { AgentInfo, AgentService, Check, GuestInfo, GuestRequest, GuestState, MigrateRequest } from './service.ts';
+
+/** A watcher is told at least this often, milliseconds: figures change without an event. */
+const WATCH_MS = 200;
+/** How long a request for a guest waits for its arrival to be written down, milliseconds. */
+const ARRIVAL_MS = 2_000;
+
+export class Agent implements AgentService {
+  readonly migrations: Migrations;
+  readonly #config: AgentConfig;
+  readonly #host: MigrationHost;
+  readonly #guests: Guests;
+  readonly #metrics: Metrics = createMetrics({ process: true });
+  readonly #startedAt = performance.now();
+  /** Migrations whose end has been counted. */
+  readonly #counted = new Set<string>();
+  readonly #watchers = new Set<() => void>();
+
+  constructor(config: AgentConfig, host: MigrationHost, guests: Guests, journal: Journal, log: Logger) {
+    this.#config = config;
+    this.#host = host;
+    this.#guests = guests;
+    this.migrations = new Migrations(host, guests, journal, log);
+    this.migrations.onChange(() => {
+      this.#countEnds();
+      for (const told of [...this.#watchers]) told();
+    });
+  }
+
+  info(): AgentInfo {
+    const { pools, url } = this.#host;
+    return {
+      name: this.#config.name,
+      version: VERSION,
+      url,
+      pid: process.pid,
+      uptimeSeconds: Math.round((performance.now() - this.#startedAt) / 1000),
+      faultWorkers: { total: pools.size, busy: pools.busy },
+    };
+  }
+
+  doctor(): Promise<Check[]> {
+    return runDoctor();
+  }
+
+  async metrics(): Promise<string> {
+    const infos = await this.listGuests();
+    this.#metrics.setGuests(infos.map(({ state }) => state));
+    this.#metrics.faultWorkersBusy.set(this.#host.pools.busy);
+    return this.#metrics.text();
+  }
+
+  listGuests(): Promise<GuestInfo[]> {
+    return Promise.all(this.#guests.all().map((guest) => this.#info(guest, false)));
+  }
+
+  showGuest(name: string): Promise<GuestInfo> {
+    return this.#info(this.#guests.need(name), true);
+  }
+
+  async attachGuest(request: GuestRequest): Promise<GuestInfo> {
+    this.#refuseBusy(request.name); // a migration may be bringing, or still ending, one of that name
+    return this.#info(await this.#guests.attach(request), false);
+  }
+
+  async runGuest(request: GuestRequest): Promise<GuestInfo> {
+    this.#refuseBusy(request.name);
+    return this.#info(await this.#guests.run(request), false);
+  }
+
+  async verifyGuest(name: string): Promise<VerifyResult | null> {
+    const { vmm } = this.#guests.need(name);
+    const state = await vmm.status();
+    if (state !== 'running')
+      throw new PagetideError('PT_GUEST_STATE', `guest '${name}' is ${state}: only a running guest can check itself`);
+    return vmm.verify();
+  }
+
+  async removeGuest(name: string): Promise<void> {
+    this.#guests.need(name);
+    await this.#arrived(name);
+    const machine = this.migrations.of(name);
+    if (machine instanceof OutgoingMigration && machine.isLostThere) {
+      // What is kept here for a destination that lost the guest: only the operator can give that up, and does.
+      await machine.discard();
+      return;
+    }
+    this.#refuseBusy(name);
+    await this.#guests.remove(name);
+  }
+
+  async migrate(request: MigrateRequest): Promise<MigrationInfo> {
+    const { guest: name, to } = request;
+    const { vmm } = this.#guests.need(name);
+    await this.#arrived(name);
+    this.#refuseBusy(name);
+    // As the types stand there is one mode; requests come from outside.
+    if ((request.mode as string) !== 'post-copy') {
+      throw new PagetideError('PT_MODE_UNSUPPORTED', `there is no mode '${request.mode}'`, {
+        hint: 'Choose post-copy.',
+      });
+    }
+    if (sameUrl(to, this.#host.url)) {
+      throw new PagetideError('PT_BAD_ARGUMENT', `guest '${name}' is at ${to} already`, {
+        hint: 'Give the URL of another agent.',
+      });
+    }
+    const state = await vmm.status();
+    if (state !== 'running')
+      throw new PagetideError('PT_GUEST_STATE', `guest '${name}' is ${state}: only a running guest is migrated`);
+    await vmm.checkMovable?.();
+    await vmm.resetStats();
+    this.#refuseBusy(name); // another request may have come meanwhile
+    const machine = this.migrations.start(request);
+    await settled(machine);
+    return machine.info();
+  }
+
+  listMigrations(): MigrationInfo[] {
+    return this.migrations.all().map((machine) => machine.info());
+  }
+
+  showMigration(id: string): MigrationInfo {
+    return this.migrations.need(id).info();
+  }
+
+  async *watchMigration(id: string, signal: AbortSignal): AsyncIterable<MigrationInfo> {
+    for (;;) {
+      const info = this.showMigration(id);
+      yield info;
+      if (isOver(info) || signal.aborted) return;
+      await this.#nextChange(signal);
+    }
+  }
+
+  async cancel(name: string): Promise<MigrationInfo> {
+    this.#guests.need(name);
+    const machine = this.migrations.of(name);
+    if (machine === undefined) throw new PagetideError('PT_MIGRATION_UNKNOWN', `guest '${name}' is not being migrated`);
+    if (machine instanceof IncomingMigration) {
+      throw new PagetideError('PT_NOT_CANCELLABLE', `guest '${name}' is arriving here`, {
+        hint: 'Cancel at the source, before it has left.',
+      });
+    }
+    await machine.cancel();
+    return machine.info();
+  }
+
+  // --- between agents
+
+  async prepareIncoming(request: PrepareRequest): Promise<IncomingStatus> {
+    return this.migrations.prepare(request);
+  }
+
+  incomingStatus(migration: string): Promise<IncomingStatus> {
+    return Promise.resolve(this.migrations.status(migration));
+  }
+
+  loadIncoming(migration: string, epoch: number): Promise<IncomingStatus> {
+    return this.migrations.ask('load', migration, epoch);
+  }
+
+  takeOver(migration: string, epoch: number): Promise<IncomingStatus> {
+    return this.migrations.ask('take-over', migration, epoch);
+  }
+
+  abortIncoming(migration: string, epoch: number): Promise<IncomingStatus> {
+    return this.migrations.ask('abort', migration, epoch);
+  }
+
+  completeOutgoing(migration: string, epoch: number, figures: CompletionFigures): Promise<void> {
+    return this.migrations.complete(migration, epoch, figures);
+  }
+
+  /**
+   * The source reports an arrival as done when it has freed its copy; the destination then still has its own last record
+   * to write. Whoever read that report must not be told that the guest is busy: wait for it, a while.
+   */
+  async #arrived(name: string): Promise<void> {
+    const machine = this.migrations.of(name);
+    if (!(machine instanceof IncomingMigration)) return;
+    const patience = AbortSignal.timeout(ARRIVAL_MS);
+    while (!patience.aborted && !machine.ended && describe(machine.state).phase === 'completing') {
+      await this.#nextChange(patience);
+    }
+  }
+
+  #refuseBusy(name: string): void {
+    if (this.migrations.of(name) === undefined) return;
+    throw new PagetideError('PT_GUEST_BUSY', `guest '${name}' is being migrated`);
+  }
+
+  async #info(guest: Guest, withStats: boolean): Promise<GuestInfo> {
+    const { name, vmm, error } = guest;
+    const { record } = vmm;
+    const machine = this.migrations.of(name);
+    const status = await statusOf(vmm);
+    const stats = withStats && status === 'running' ? await vmm.stats().catch(() => null) : null;
+    return {
+      name,
+      driver: record.driver,
+      state: stateOf(status, machine),
+      pid: record.pid,
+      launched: record.launched,
+      memory: record.description.memory.size,
+      pageSize: record.pageSize,
+      files: record.files,
+      description: record.description,
+      ...(machine === undefined
+        ? {}
+        : {
+            migration: {
+              id: machine.state.migration,
+              direction: machine.info().direction,
+              progress: machine.info().progress,
+            },
+          }),
+      ...(stats === null ? {} : { stats }),
+      ...(error === undefined ? {} : { error }),
+    };
+  }
+
+  /** Resolves at the next change of any migration, after a moment, or when the watcher leaves. */
+  #nextChange(signal: AbortSignal): Promise<void> {
+    return new Promise((resolve) => {
+      const done = (): void => {
+        clearTimeout(timer);
+        this.#watchers.delete(done);
+        signal.removeEventListener('abort', done);
+        resolve();
+      };
+      const timer = setTimeout(done, WATCH_MS);
+      this.#watchers.add(done);
+      signal.addEventListener('abort', done, { once: true });
+    });
+  }
+
+  #countEnds(): void {
+    for (const machine of this.migrations.all()) {
+      const info = machine.info();
+      if (!machine.ended || this.#counted.has(info.id + info.direction)) continue;
+      this.#counted.add(info.id + info.direction);
+      const { phase } = info.progress;
+      this.#metrics.migrations.inc({ direction: info.direction, outcome: phase });
+      if (info.report === undefined) continue;
+      this.#metrics.downtime.observe(info.report.ms.downtime / 1000);
+      for (const [kind, bytes] of Object.entries(info.report.bytes))
+        this.#metrics.bytes.inc({ direction: 'outgoing', kind }, bytes);
+      this.#metrics.faults.inc({ from: 'source' }, info.report.faults.count);
+    }
+  }
+}
+
+/** Nothing more will change: ended, or stopped by an alarm. */
+function isOver({ progress }: MigrationInfo): boolean {
+  const { phase } = progress;
+  return phase === 'done' || phase === 'failed' || phase === 'cancelled';
+}
+
+function stateOf(
+  status: Awaited<ReturnType<typeof statusOf>>,
+  machine: OutgoingMigration | IncomingMigration | undefined,
+): GuestState {
+  if (machine instanceof IncomingMigration && machine.alarmed !== undefined) return 'alarm';
+  if (machine !== undefined && describe(machine.state).owner === 'unsure') return 'in-doubt';
+  return status;
+}
+
+/** Resolves when the migration is in the journal, or has failed to get there. */
+function settled(machine: OutgoingMigration): Promise<void> {
+  return new Promise((resolve) => {
+    const look = (): void => {
+      if (machine.state.at === 'opening') return;
+      stop();
+      resolve();
+    };
+    const stop = machine.onChange(look);
+    look();
+  });
+}
+
+function sameUrl(a: string, b: string): boolean {
+  return new URL(a).origin === new URL(b).origin;
+}
+
+/** The package's version, from `src/` as well as from `dist/src/`. */
+const VERSION = (() => {
+  const here = dirname(fileURLToPath(import.meta.url));
+  const path = ['../../package.json', '../../../package.json']
+    .map((up) => join(here, up))
+    .find((file) => existsSync(file));
+  return path === undefined ? '0.0.0' : (createRequire(import.meta.url)(path) as { version: string }).version;
+})();

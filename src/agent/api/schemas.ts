@@ -1,0 +1,292 @@
+/**
+ * The shapes of the control API. They are those of ../service.ts and ../../migration/types.ts, said once more for the
+ * machine: requests are checked by them, answers too, and the OpenAPI document is made from them. The assertions at
+ * the end keep both in step at compile time.
+ */
+import { z } from 'zod';
+import { ERROR_CODES, type ErrorCode, type ErrorJson } from '../../errors.ts';
+import type { GuestDescription, GuestStats, VerifyResult } from '../../guests/driver.ts';
+import type { CompletionFigures, IncomingStatus, MigrationInfo, PrepareRequest } from '../../migration/types.ts';
+import { MIGRATION_PATTERN, NAME_PATTERN } from '../names.ts';
+import type { AgentInfo, Check, GuestInfo, GuestRequest, MigrateRequest } from '../service.ts';
+
+const count = z.int().min(0);
+const figure = z.number().min(0);
+
+export const guestName = z
+  .string()
+  .regex(NAME_PATTERN, 'small letters, digits and dashes, 63 at most, beginning with a letter or digit')
+  .meta({ description: "A guest's name, unique on its agent." });
+export const migrationId = z
+  .string()
+  .regex(MIGRATION_PATTERN, '16 hexadecimal digits')
+  .meta({ description: 'Names a migration on both sides.' });
+export const epoch = z.int().min(0).meta({ description: 'Grows with every change of owner of the guest.' });
+const driver = z.enum(['embedded', 'qemu']);
+const mode = z.enum(['post-copy']);
+/** Agents speak plain HTTP on loopback as long as there are no certificates. */
+export const agentUrl = z.url({ protocol: /^http$/, error: 'an http:// URL of an agent' }).max(1024);
+
+const errorCodes = Object.keys(ERROR_CODES) as [ErrorCode, ...ErrorCode[]];
+export const errorJson = z
+  .object({
+    code: z.enum(errorCodes).meta({ description: 'Stable: codes are only ever added.' }),
+    message: z.string(),
+    hint: z.string().meta({ description: 'What to do about it.' }),
+    cause: z.string().exactOptional(),
+  })
+  .meta({ id: 'Error' });
+
+export const check = z
+  .object({
+    name: z.string(),
+    status: z.enum(['ok', 'warning', 'missing']),
+    found: z.string(),
+    fix: z.string().exactOptional(),
+    needed: z.string().exactOptional(),
+    essential: z.boolean().exactOptional(),
+  })
+  .meta({ id: 'Check' });
+
+export const agentInfo = z
+  .object({
+    name: z.string(),
+    version: z.string(),
+    url: z.string().meta({ description: 'Under which other agents reach this one.' }),
+    pid: z.int(),
+    uptimeSeconds: z.number(),
+    faultWorkers: z.object({ total: count, busy: count }),
+  })
+  .meta({ id: 'AgentInfo' });
+
+// guests
+
+const fileShape = { id: z.string().min(1).max(128), size: count, offset: count };
+
+export const guestDescription = z
+  .object({
+    driver,
+    memory: z.object({
+      size: count.meta({ description: 'Bytes.' }),
+      pageSize: z.int().positive(),
+      files: z.array(z.object(fileShape)).max(64),
+    }),
+    config: z.record(z.string(), z.unknown()).meta({ description: "The driver's own." }),
+  })
+  .meta({ id: 'GuestDescription' });
+
+/** What a peer describes is checked further: the agent sizes its page table and its memory by it. */
+const soundDescription = guestDescription.superRefine(({ memory }, context) => {
+  const { pageSize, size, files } = memory;
+  const complain = (path: (string | number)[], message: string) => {
+    context.addIssue({ code: 'custom', path: ['memory', ...path], message });
+  };
+  // a power of two, without 32-bit operators: page sizes may be 2 GiB and more
+  if (pageSize < 4096 || !Number.isInteger(Math.log2(pageSize))) complain(['pageSize'], 'a power of two from 4096 on');
+  if (size === 0 || size % pageSize !== 0) complain(['size'], 'a multiple of the page size, and not 0');
+  let end = 0;
+  let sum = 0;
+  const byOffset = files.map((file, index) => ({ ...file, index })).sort((a, b) => a.offset - b.offset);
+  for (const file of byOffset) {
+    if (file.size === 0 || file.size % pageSize !== 0 || file.offset % pageSize !== 0) {
+      complain(['files', file.index], 'size and offset must be multiples of the page size, and the size not 0');
+    }
+    if (file.offset < end) complain(['files', file.index], 'overlaps another file');
+    end = Math.max(end, file.offset + file.size);
+    sum += file.size;
+  }
+  if (sum !== size) complain(['files'], `hold ${sum} bytes together, the guest has ${size}`);
+  if (!Number.isSafeInteger(end)) complain(['files'], 'end beyond what can be addressed');
+});
+
+const stalls = z.object({ count, p50Us: figure, p99Us: figure, maxUs: figure });
+
+export const guestStats = z
+  .object({
+    longestGapMs: figure.nullable(),
+    stalls: stalls.nullable(),
+    operations: figure.nullable(),
+  })
+  .meta({ id: 'GuestStats' });
+
+export const migrationProgress = z
+  .object({
+    phase: z.enum([
+      'preparing',
+      'switching',
+      'in-doubt',
+      'serving',
+      'completing',
+      'rolling-back',
+      'done',
+      'failed',
+      'cancelled',
+    ]),
+    framesTotal: count,
+    framesPresent: count.meta({ description: 'Frames whose content is at the destination.' }),
+    faultsServed: count,
+    wireBytes: count,
+    elapsedMs: figure,
+    note: z.string().exactOptional(),
+  })
+  .meta({ id: 'MigrationProgress' });
+
+export const guestInfo = z
+  .object({
+    name: z.string(),
+    driver,
+    state: z.enum(['running', 'paused', 'incoming', 'in-doubt', 'alarm', 'gone']),
+    pid: z.int(),
+    launched: z.boolean().meta({ description: 'Started by the agent, which also ends it; otherwise attached.' }),
+    memory: count.meta({ description: 'Bytes.' }),
+    pageSize: z.int(),
+    files: z.array(z.object({ ...fileShape, path: z.string() })),
+    description: guestDescription,
+    migration: z
+      .object({ id: migrationId, direction: z.enum(['outgoing', 'incoming']), progress: migrationProgress })
+      .exactOptional(),
+    stats: guestStats.exactOptional(),
+    error: errorJson.exactOptional(),
+  })
+  .meta({ id: 'GuestInfo' });
+
+export const guestRequest = z
+  .strictObject({
+    name: guestName,
+    driver,
+    options: z.record(z.string(), z.unknown()).meta({ description: "The driver's own; see docs/api.md." }),
+  })
+  .meta({ id: 'GuestRequest' });
+
+export const verifyResult = z
+  .object({
+    ok: z.boolean(),
+    checked: count.meta({ description: 'Frames that the guest checked.' }),
+    bad: z.array(count).meta({ description: 'Bad frames, the first few.' }),
+    detail: z.string().exactOptional(),
+  })
+  .meta({ id: 'VerifyResult' });
+
+/** An object around it, as a body of nothing but `null` trips too many clients. */
+export const verifyAnswer = z.object({
+  result: verifyResult.nullable().meta({ description: 'null: this guest cannot check itself.' }),
+});
+
+// migrations
+
+export const frameClasses = z
+  .object({
+    total: count,
+    zero: count,
+    present: count,
+    cache: count,
+    resident: count,
+    duplicate: count,
+    peer: count,
+    source: count,
+  })
+  .meta({ id: 'FrameClasses' });
+
+const bytes = z.object({ wire: count, manifest: count, pages: count, state: count, raw: count });
+
+export const migrationReport = z
+  .object({
+    guest: z.string(),
+    mode,
+    driver,
+    verified: z.boolean().nullable(),
+    frames: frameClasses,
+    bytes,
+    ms: z.object({ prepare: figure, downtime: figure, total: figure }),
+    faults: stalls,
+    longestGapMs: figure.nullable(),
+  })
+  .meta({ id: 'MigrationReport' });
+
+export const migrationInfo = z
+  .object({
+    id: migrationId,
+    guest: z.string(),
+    mode,
+    peer: z.string(),
+    direction: z.enum(['outgoing', 'incoming']),
+    progress: migrationProgress,
+    report: migrationReport.exactOptional(),
+    error: errorJson.exactOptional(),
+  })
+  .meta({ id: 'MigrationInfo' });
+
+export const migrateRequest = z
+  .strictObject({
+    guest: guestName,
+    to: agentUrl,
+    mode: mode.default('post-copy'),
+    verify: z.boolean().default(true).meta({ description: 'Let the guest check itself after completion.' }),
+  })
+  .meta({ id: 'MigrateRequest' });
+
+// between agents
+
+export const prepareRequest = z
+  .object({
+    protocol: z.int(),
+    migration: migrationId,
+    epoch,
+    guest: guestName,
+    mode,
+    description: soundDescription,
+    source: z.object({ url: agentUrl, token: z.string().min(16).max(512) }),
+    verify: z.boolean(),
+  })
+  .meta({ id: 'PrepareRequest' });
+
+export const completionFigures = z
+  .object({
+    frames: frameClasses,
+    bytes,
+    faults: stalls,
+    longestGapMs: figure.nullable(),
+    firstBeatAt: figure.exactOptional(),
+    verified: z.boolean().nullable(),
+    resumedAt: figure.meta({ description: 'Microseconds since the epoch.' }),
+    verifyMs: figure.meta({ description: "The guest's own check, which is not part of the migration's time." }),
+  })
+  .meta({ id: 'CompletionFigures' });
+
+export const incomingStatus = z
+  .object({
+    migration: migrationId,
+    epoch,
+    state: z.enum(['preparing', 'prepared', 'loaded', 'owner', 'complete', 'refused', 'unknown']),
+    resumedAt: z.number().exactOptional(),
+    progress: migrationProgress.exactOptional(),
+    error: errorJson.exactOptional(),
+    figures: completionFigures.exactOptional(),
+  })
+  .meta({ id: 'IncomingStatus' });
+
+export const epochBody = z.strictObject({ epoch });
+
+export const completeBody = z.strictObject({ epoch, figures: completionFigures });
+
+// Compile-time only: each schema gives exactly the declared type, neither less nor more.
+type Same<A, B> = [A] extends [B] ? ([B] extends [A] ? true : false) : false;
+type Gives<S extends z.ZodType, T> = Same<z.output<S>, T>;
+type AllHold<T extends true[]> = T;
+export type SchemasAreInStep = AllHold<
+  [
+    Gives<typeof errorJson, ErrorJson>,
+    Gives<typeof check, Check>,
+    Gives<typeof agentInfo, AgentInfo>,
+    Gives<typeof guestDescription, GuestDescription>,
+    Gives<typeof guestStats, GuestStats>,
+    Gives<typeof guestInfo, GuestInfo>,
+    Gives<typeof guestRequest, GuestRequest>,
+    Gives<typeof verifyResult, VerifyResult>,
+    Gives<typeof migrationInfo, MigrationInfo>,
+    Gives<typeof migrateRequest, MigrateRequest>,
+    Gives<typeof prepareRequest, PrepareRequest>,
+    Gives<typeof incomingStatus, IncomingStatus>,
+    Gives<typeof completionFigures, CompletionFigures>,
+  ]
+>;

@@ -1,0 +1,145 @@
+/**
+ * Starts an agent, in this order: lock and journal, guests, page server (the port), migrations, control socket. The
+ * control socket appears last: who finds it finds an agent that is ready.
+ */
+import { mkdir } from 'node:fs/promises';
+import type { MigrationHost } from '../migration/host.ts';
+import { compactOwnership } from '../migration/ownership/index.ts';
+import { WorkerPools } from '../memory/worker-pools.ts';
+import { PageServer } from '../transport/page-server.ts';
+import { PeerClient } from '../transport/peer.ts';
+import { Agent } from './agent.ts';
+import { buildApi } from './api/app.ts';
+import { listenControl } from './api/listen.ts';
+import type { AgentConfig } from './config.ts';
+import { Guests } from './guests.ts';
+import { Journal, type JournalRecord } from './journal.ts';
+import { createLogger } from './log.ts';
+import { checkRoom } from './room.ts';
+
+/** A source that is silent for this long has given a destination up that doesn't own the guest yet, milliseconds. */
+const SILENCE_MS = 30_000;
+
+/** A running agent. */
+export interface RunningAgent {
+  /** Lets go of everything; guests live on. */
+  close(): Promise<void>;
+  /** Under which other agents reach it, with the actual port. */
+  url: string;
+}
+
+/** Starts an agent. On failure nothing of it is left. @throws PagetideError */
+export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
+  const log = createLogger({ ...config.log, name: config.name });
+  const undo: (() => unknown)[] = [];
+  const close = async (): Promise<void> => {
+    for (const step of undo.splice(0).reverse()) await step();
+  };
+  try {
+    await mkdir(config.runtimeFolder, { recursive: true, mode: 0o700 });
+    await mkdir(config.memoryFolder, { recursive: true, mode: 0o700 });
+    const journal = await Journal.open(config.state);
+    undo.push(() => journal.close());
+    await journal.compact(compact);
+
+    const guests = new Guests(config, journal, log);
+    undo.push(() => guests.close());
+    await guests.recover();
+
+    const pools = new WorkerPools(config.faultWorkers);
+    undo.push(() => pools.close());
+    const { host, port } = config.listen;
+    const pageServer = await PageServer.start({
+      host,
+      port,
+      controlSocket: config.control,
+      batchThreads: config.batchWorkers,
+    });
+    undo.push(() => pageServer.close());
+    pageServer.onFailure((error) => {
+      // Nobody can reach this agent any more, nor fetch a page: better to be started again by whoever watches over it.
+      log.fatal({ code: error.code }, error.message);
+      process.exitCode = 1;
+      process.kill(process.pid, 'SIGTERM');
+    });
+
+    const url = config.advertise ?? pageServer.address().url;
+    const agent = new Agent(
+      config,
+      migrationHost(config, { guests, journal, pools, pageServer, url, log }),
+      guests,
+      journal,
+      log,
+    );
+    undo.push(() => agent.migrations.close());
+    await agent.migrations.recover();
+
+    const api = buildApi(agent, { logger: log });
+    undo.push(() => api.close());
+    await listenControl(api, config.control);
+    log.info({ url, control: config.control, state: config.state }, 'agent is ready');
+    return { close, url };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+interface Parts {
+  guests: Guests;
+  journal: Journal;
+  pools: WorkerPools;
+  pageServer: PageServer;
+  url: string;
+  log: ReturnType<typeof createLogger>;
+}
+
+function migrationHost(config: AgentConfig, parts: Parts): MigrationHost {
+  const { guests, journal, pools, pageServer, url, log } = parts;
+  const { fill, timeouts, spinMicros } = config;
+  return {
+    log,
+    pageServer,
+    pools,
+    url,
+    settings: {
+      spinMicros,
+      fill: { batchFrames: fill.batchFrames, window: fill.window, bandwidth: fill.bandwidth ?? 0 },
+      silenceMs: SILENCE_MS,
+      prepareMs: timeouts.prepareMs,
+      loadMs: timeouts.loadMs,
+    },
+    connectPeer: (peer) =>
+      new PeerClient(peer, {
+        answerMs: timeouts.peerMs,
+        workMs: Math.max(timeouts.prepareMs, timeouts.loadMs) + timeouts.vmmMs,
+      }),
+    journal: (record, details) => journal.append({ kind: 'migration', record, details }),
+    place: (guest) => guests.place(guest),
+    prepareVmm: (guest, description) => guests.prepare(guest, description),
+    findVmm: (guest, record) => guests.find(guest, record),
+    killStrays: (guest) => guests.endStrays(guest),
+    checkRoom: (description) => checkRoom(description.memory.size, config.memoryFolder),
+    adopt: (guest, vmm) => guests.adopt(guest, vmm),
+    release: (guest, vmm, record) => guests.release(guest, vmm, record),
+  };
+}
+
+/** The last record of each guest that is here, and of each migration that may be asked about, with its details. */
+function compact(records: readonly JournalRecord[]): JournalRecord[] {
+  const guests = new Map<string, JournalRecord>();
+  const details = new Map<string, Record<string, unknown>>();
+  const steps = records.flatMap((entry) => {
+    if (entry.kind === 'guest' || entry.kind === 'guest-starting') guests.set(entry.name, entry);
+    else if (entry.kind === 'guest-gone') guests.delete(entry.name);
+    if (entry.kind !== 'migration') return [];
+    const { side, migration, epoch } = entry.record;
+    if (entry.details !== undefined) details.set(`${side} ${migration} ${epoch}`, entry.details);
+    return [entry.record];
+  });
+  const kept = compactOwnership(steps).map((record): JournalRecord => {
+    const known = details.get(`${record.side} ${record.migration} ${record.epoch}`);
+    return { kind: 'migration', record, ...(known === undefined ? {} : { details: known }) };
+  });
+  return [...guests.values(), ...kept];
+}

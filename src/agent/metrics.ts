@@ -1,0 +1,92 @@
+/** What an agent tells Prometheus. Callers change the fields; `text()` is what `GET /metrics` answers. */
+import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client';
+import type { GuestState } from './service.ts';
+
+const GUEST_STATES: readonly GuestState[] = ['running', 'paused', 'incoming', 'in-doubt', 'alarm', 'gone'];
+
+/** 1 µs to 1 s, finer where hits and misses lie. Seconds, as Prometheus wants them. */
+const FAULT_BUCKETS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 20_000, 100_000, 1_000_000].map(
+  (us) => us / 1e6,
+);
+
+export interface MetricsOptions {
+  /** Also memory, CPU and event loop of this process. */
+  process?: boolean;
+}
+
+/** Makes the metrics, in a registry of their own: several agents may live in one process. */
+export function createMetrics(options: MetricsOptions = {}) {
+  const registry = new Registry();
+  const registers = [registry];
+  if (options.process === true) collectDefaultMetrics({ register: registry });
+
+  /** Migrations that ended; count each at its end only. */
+  const migrations = new Counter({
+    name: 'pagetide_migrations_total',
+    help: 'Migrations that ended, by direction and outcome (done, failed, cancelled)',
+    labelNames: ['direction', 'outcome'] as const,
+    registers,
+  });
+  const faults = new Counter({
+    name: 'pagetide_faults_total',
+    help: 'Page faults served, by where the page came from',
+    labelNames: ['from'] as const,
+    registers,
+  });
+  const faultLatency = new Histogram({
+    name: 'pagetide_fault_seconds',
+    help: 'From reading a fault to its page installed',
+    buckets: FAULT_BUCKETS,
+    registers,
+  });
+  const downtime = new Histogram({
+    name: 'pagetide_downtime_seconds',
+    help: 'From the guest stopped to the guest running',
+    buckets: [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5],
+    registers,
+  });
+  const bytes = new Counter({
+    name: 'pagetide_bytes_total',
+    help: 'Bytes of migrations, by direction and kind (wire, manifest, pages, state, raw)',
+    labelNames: ['direction', 'kind'] as const,
+    registers,
+  });
+  const guests = new Gauge({
+    name: 'pagetide_guests',
+    help: 'Guests of this agent, by state',
+    labelNames: ['state'] as const,
+    registers,
+  });
+  const faultWorkersBusy = new Gauge({
+    name: 'pagetide_fault_workers_busy',
+    help: 'Fault workers that serve a guest',
+    registers,
+  });
+  const alarms = new Counter({
+    name: 'pagetide_alarms_total',
+    help: 'Things that must never happen, by kind: any increase wants a person',
+    labelNames: ['kind'] as const,
+    registers,
+  });
+
+  return {
+    registry,
+    migrations,
+    faults,
+    faultLatency,
+    downtime,
+    bytes,
+    faultWorkersBusy,
+    alarms,
+    /** Sets how many guests are in each state; states that aren't given become 0. */
+    setGuests(states: Iterable<GuestState>): void {
+      const counts = new Map<GuestState, number>(GUEST_STATES.map((state) => [state, 0]));
+      for (const state of states) counts.set(state, counts.get(state)! + 1);
+      for (const [state, count] of counts) guests.set({ state }, count);
+    },
+    /** The whole in Prometheus' text format. */
+    text: (): Promise<string> => registry.metrics(),
+  };
+}
+
+export type Metrics = ReturnType<typeof createMetrics>;

@@ -1,0 +1,108 @@
+/**
+ * What an agent can do, seen from its control API: the API's routes are a thin skin over this interface, and tests of
+ * the API stand on a fake of it.
+ */
+import type { ErrorJson } from '../errors.ts';
+import type { GuestDescription, GuestStats, MemoryFile, VerifyResult } from '../guests/driver.ts';
+import type {
+  CompletionFigures,
+  IncomingStatus,
+  MigrationInfo,
+  MigrationProgress,
+  Mode,
+  PrepareRequest,
+} from '../migration/types.ts';
+
+export interface AgentInfo {
+  name: string;
+  version: string;
+  /** URL under which other agents reach this one. */
+  url: string;
+  pid: number;
+  uptimeSeconds: number;
+  faultWorkers: { total: number; busy: number };
+}
+
+/** `running` and `paused` guests are owned here; `incoming` ones are not yet; `left` ones are not any more. */
+export type GuestState = 'running' | 'paused' | 'incoming' | 'in-doubt' | 'alarm' | 'gone';
+
+export interface GuestInfo {
+  name: string;
+  driver: 'embedded' | 'qemu';
+  state: GuestState;
+  pid: number;
+  launched: boolean;
+  /** Bytes. */
+  memory: number;
+  pageSize: number;
+  files: MemoryFile[];
+  description: GuestDescription;
+  /** The migration under way, if any. */
+  migration?: { id: string; direction: 'outgoing' | 'incoming'; progress: MigrationProgress };
+  stats?: GuestStats;
+  error?: ErrorJson;
+}
+
+export interface GuestRequest {
+  name: string;
+  driver: 'embedded' | 'qemu';
+  /** The driver's own; it validates them. */
+  options: Record<string, unknown>;
+}
+
+export interface MigrateRequest {
+  guest: string;
+  /** URL of the destination's agent, e.g. `http://127.0.0.1:7412`. */
+  to: string;
+  mode: Mode;
+  /** Let the guest check itself after completion, where it can. */
+  verify: boolean;
+}
+
+/** One thing that `pagetide doctor` looks at. */
+export interface Check {
+  name: string;
+  status: 'ok' | 'warning' | 'missing';
+  /** What was found. */
+  found: string;
+  /** How to get it; only where something is missing. */
+  fix?: string;
+  /** What does not work without it. */
+  needed?: string;
+  /** Without it no guest can be migrated from or to this host at all. */
+  essential?: boolean;
+}
+
+export interface AgentService {
+  info(): AgentInfo;
+  doctor(): Promise<Check[]>;
+  /** Prometheus text. */
+  metrics(): Promise<string>;
+
+  listGuests(): Promise<GuestInfo[]>;
+  showGuest(name: string): Promise<GuestInfo>;
+  attachGuest(request: GuestRequest): Promise<GuestInfo>;
+  runGuest(request: GuestRequest): Promise<GuestInfo>;
+  /** Null: this guest can't check itself. */
+  verifyGuest(name: string): Promise<VerifyResult | null>;
+  /** Ends a guest that was launched; lets go of one that was attached. */
+  removeGuest(name: string): Promise<void>;
+
+  /** Starts a migration; resolves once it is journaled. */
+  migrate(request: MigrateRequest): Promise<MigrationInfo>;
+  listMigrations(): MigrationInfo[];
+  showMigration(id: string): MigrationInfo;
+  /** The migration now and at every change, until it ends. */
+  watchMigration(id: string, signal: AbortSignal): AsyncIterable<MigrationInfo>;
+  /** Cancels the guest's migration; rejects with `PT_NOT_CANCELLABLE` once ownership has passed. */
+  cancel(guest: string): Promise<MigrationInfo>;
+
+  // between agents; each may be repeated
+  prepareIncoming(request: PrepareRequest): Promise<IncomingStatus>;
+  incomingStatus(migration: string): Promise<IncomingStatus>;
+  /** Waits until the state that the source streams is loaded. */
+  loadIncoming(migration: string, epoch: number): Promise<IncomingStatus>;
+  takeOver(migration: string, epoch: number): Promise<IncomingStatus>;
+  abortIncoming(migration: string, epoch: number): Promise<IncomingStatus>;
+  completeOutgoing(migration: string, epoch: number, figures: CompletionFigures): Promise<void>;
+}

@@ -1,0 +1,57 @@
+import { Option, type Command } from 'commander';
+import { PagetideError } from '../../errors.ts';
+import { refuseRest, type Context } from '../context.ts';
+import { guestName, peerUrl } from '../options.ts';
+
+interface Options {
+  to: string;
+  mode: 'post-copy';
+  verify: boolean;
+}
+
+/** `pagetide migrate NAME --to URL` */
+export function addMigrate(program: Command, context: () => Context): void {
+  program
+    .command('migrate')
+    .description('move a guest to the host of another agent, while it runs')
+    .argument('<name>', 'the guest', guestName)
+    .requiredOption('--to <url>', "the destination's agent", peerUrl)
+    .addOption(new Option('--mode <mode>', 'how its memory moves').choices(['post-copy']).default('post-copy'))
+    .option('--no-verify', 'do not let the guest check its memory afterwards')
+    .addHelpText('after', '\nExample:\n  pagetide migrate web1 --to http://127.0.0.1:7412')
+    .addHelpText(
+      'after',
+      '\nProgress goes to standard error, the report to standard output. Ctrl-C asks for the migration to be\n' +
+        'cancelled, which is refused once the guest belongs to the destination; a second one only stops watching.',
+    )
+    .action(async (name: string, options: Options) => {
+      const cli = context();
+      refuseRest(cli);
+      const client = await cli.client();
+      const [{ followMigration }, { progressView }, { showReport }] = await Promise.all([
+        import('../follow.ts'),
+        import('../progress.ts'),
+        import('../show.ts'),
+      ]);
+      const request = { guest: name, to: options.to, mode: options.mode, verify: options.verify };
+      const started = await client.migrate(request).catch((thrown: unknown) => {
+        throw mayHaveBegun(thrown);
+      });
+      const view = await progressView(process.stderr, { bar: !cli.json });
+      const report = await followMigration(client, started, view);
+      cli.result(report, () => showReport(report));
+      if (report.verified === false) {
+        throw new PagetideError('PT_VERIFY_FAILED', `${name} is at ${options.to} now, but has bad frames`);
+      }
+    });
+}
+
+/** An agent that went away between request and answer may have journaled the migration, and take it up later. */
+function mayHaveBegun(thrown: unknown): unknown {
+  if (!(thrown instanceof PagetideError) || thrown.code !== 'PT_PEER_UNREACHABLE') return thrown;
+  if ((thrown.cause as NodeJS.ErrnoException | undefined)?.code !== 'ECONNRESET') return thrown;
+  return new PagetideError(thrown.code, thrown.message, {
+    cause: thrown.cause,
+    hint: 'Whether the migration began is unknown: `pagetide migrations` shows it once the agent is back.',
+  });
+}

@@ -1,0 +1,44 @@
+/** Parsers of option values. Each throws `PT_BAD_ARGUMENT`, which the CLI shows as an error of usage. */
+import { checkGuestName } from '../agent/names.ts';
+import { parseSize } from '../agent/units.ts';
+import { usage } from './failure.ts';
+
+/** A guest's name. */
+export const guestName = (text: string): string => checkGuestName(text);
+
+/** `256M` and the like, in bytes. */
+export function size(text: string): number {
+  const bytes = parseSize(text);
+  if (bytes === undefined || bytes === 0) throw usage(`"${text}" is no size`, 'E.g. 256M, 4G or a number of bytes.');
+  return bytes;
+}
+
+/** A whole number from `low` to `high`. */
+export function whole(low: number, high: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (/^\d+$/.test(text) && value >= low && value <= high) return value;
+    throw usage(`"${text}" is no whole number from ${low} to ${high}`);
+  };
+}
+
+/** A number from `low` to `high`. */
+export function between(low: number, high: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (/^\d+(\.\d+)?$/.test(text) && value >= low && value <= high) return value;
+    throw usage(`"${text}" is no number from ${low} to ${high}`);
+  };
+}
+
+/** URL of an agent as other agents reach it. */
+export function peerUrl(text: string): string {
+  let url: URL | undefined;
+  try {
+    url = new URL(text);
+  } catch {
+    // said below
+  }
+  if (url?.protocol === 'http:' && url.pathname === '/' && url.search === '' && url.username === '') return url.origin;
+  throw usage(`"${text}" is no URL of an agent`, 'E.g. --to http://127.0.0.1:7412.');
+}
