@@ -1,0 +1,191 @@
+/** An AgentService that does nothing but remember what it was asked, and answer what a test wants. */
+import { once, EventEmitter } from 'node:events';
+import { PagetideError } from '../../src/errors.ts';
+import type { VerifyResult } from '../../src/guests/driver.ts';
+import type {
+  CompletionFigures,
+  IncomingStatus,
+  MigrationInfo,
+  MigrationReport,
+  Phase,
+  PrepareRequest,
+} from '../../src/migration/types.ts';
+import type {
+  AgentInfo,
+  AgentService,
+  Check,
+  GuestInfo,
+  GuestRequest,
+  MigrateRequest,
+} from '../../src/agent/service.ts';
+
+export const ID = '0123456789abcdef';
+
+export function guestInfo(name: string): GuestInfo {
+  const size = 256 * 1024 * 1024;
+  return {
+    name,
+    driver: 'embedded',
+    state: 'running',
+    pid: 4242,
+    launched: true,
+    memory: size,
+    pageSize: 4096,
+    files: [{ id: 'ram', path: `/dev/shm/${name}`, size, offset: 0 }],
+    description: {
+      driver: 'embedded',
+      memory: { size, pageSize: 4096, files: [{ id: 'ram', size, offset: 0 }] },
+      config: { seed: 1 },
+    },
+    stats: { longestGapMs: 1.5, stalls: { count: 3, p50Us: 4.1, p99Us: 80, maxUs: 1300 }, operations: 10 },
+  };
+}
+
+export const report: MigrationReport = {
+  guest: 'web1',
+  mode: 'post-copy',
+  driver: 'embedded',
+  verified: true,
+  frames: { total: 65536, zero: 536, present: 0, cache: 0, resident: 0, duplicate: 1000, peer: 0, source: 64000 },
+  bytes: { wire: 100_000_000, manifest: 1_000_000, pages: 98_000_000, state: 200_000, raw: 262_144_000 },
+  ms: { prepare: 120.5, downtime: 3.25, total: 1900 },
+  faults: { count: 321, p50Us: 41.5, p99Us: 310, maxUs: 2100 },
+  longestGapMs: 4.5,
+};
+
+export function migrationInfo(phase: Phase, more: Partial<MigrationInfo> = {}): MigrationInfo {
+  return {
+    id: ID,
+    guest: 'web1',
+    mode: 'post-copy',
+    peer: 'http://127.0.0.1:7412',
+    direction: 'outgoing',
+    progress: { phase, framesTotal: 65536, framesPresent: 100, faultsServed: 3, wireBytes: 4096, elapsedMs: 12.5 },
+    ...(phase === 'done' ? { report } : {}),
+    ...more,
+  };
+}
+
+export function figures(): CompletionFigures {
+  const { frames, bytes, faults, longestGapMs, verified } = report;
+  return { frames, bytes, faults, longestGapMs, verified, resumedAt: 1_700_000_000_000_000, verifyMs: 310 };
+}
+
+export function prepareRequest(): PrepareRequest {
+  return {
+    protocol: 1,
+    migration: ID,
+    epoch: 3,
+    guest: 'web1',
+    mode: 'post-copy',
+    description: guestInfo('web1').description,
+    verify: true,
+    source: { url: 'http://127.0.0.1:7411', token: 'a-secret-of-at-least-16' },
+  };
+}
+
+export class FakeService implements AgentService {
+  /** Every call: method, then arguments. */
+  readonly calls: unknown[][] = [];
+  /** Thrown by every method while set. */
+  failure: unknown;
+  verifyResult: VerifyResult | null = { ok: true, checked: 65536, bad: [] };
+  /** Where the migration stands; `change` announces it. */
+  migration: MigrationInfo | undefined;
+  checks: Check[] = [{ name: 'kernel', status: 'ok', found: 'Linux 6.18' }];
+  /** Watchers that are looking. */
+  watchers = 0;
+  readonly #changes = new EventEmitter().setMaxListeners(100);
+
+  /** Moves the migration on and tells the watchers. */
+  change(info: MigrationInfo): void {
+    this.migration = info;
+    this.#changes.emit('change');
+  }
+
+  /** Resolves at the next event of the fake itself: `watch`, `unwatch`, `call`. */
+  async next(event: 'watch' | 'unwatch' | 'call'): Promise<void> {
+    await once(this.#changes, event);
+  }
+
+  #called<T>(method: string, args: unknown[], answer: () => T): T {
+    this.calls.push([method, ...args]);
+    this.#changes.emit('call');
+    if (this.failure !== undefined) throw this.failure as Error;
+    return answer();
+  }
+
+  async #promised<T>(method: string, args: unknown[], answer: () => T): Promise<T> {
+    return Promise.resolve().then(() => this.#called(method, args, answer));
+  }
+
+  #migration(): MigrationInfo {
+    if (this.migration === undefined) throw new PagetideError('PT_MIGRATION_UNKNOWN', `no migration ${ID}`);
+    return this.migration;
+  }
+
+  #incoming(state: IncomingStatus['state'], epoch = 3): IncomingStatus {
+    return { migration: ID, epoch, state };
+  }
+
+  info(): AgentInfo {
+    return this.#called('info', [], () => ({
+      name: 'fake',
+      version: '0.1.0',
+      url: 'http://127.0.0.1:7411',
+      pid: process.pid,
+      uptimeSeconds: 1.5,
+      faultWorkers: { total: 4, busy: 0 },
+    }));
+  }
+
+  doctor = () => this.#promised('doctor', [], () => this.checks);
+  metrics = () => this.#promised('metrics', [], () => 'pagetide_guests{state="running"} 1\n');
+  listGuests = () => this.#promised('listGuests', [], () => [guestInfo('web1'), guestInfo('web2')]);
+  showGuest = (name: string) => this.#promised('showGuest', [name], () => guestInfo(name));
+  attachGuest = (request: GuestRequest) =>
+    this.#promised('attachGuest', [request], () => ({ ...guestInfo(request.name), launched: false }));
+  runGuest = (request: GuestRequest) => this.#promised('runGuest', [request], () => guestInfo(request.name));
+  verifyGuest = (name: string) => this.#promised('verifyGuest', [name], () => this.verifyResult);
+  removeGuest = (name: string) => this.#promised('removeGuest', [name], () => undefined);
+  migrate = (request: MigrateRequest) =>
+    this.#promised('migrate', [request], () => (this.migration ??= migrationInfo('preparing')));
+  listMigrations = () =>
+    this.#called('listMigrations', [], () => (this.migration === undefined ? [] : [this.migration]));
+  showMigration = (id: string) => this.#called('showMigration', [id], () => this.#migration());
+  cancel = (guest: string) => this.#promised('cancel', [guest], () => this.#migration());
+  prepareIncoming = (request: PrepareRequest) =>
+    this.#promised('prepareIncoming', [request], () => this.#incoming('prepared', request.epoch));
+  incomingStatus = (id: string) => this.#promised('incomingStatus', [id], () => this.#incoming('unknown'));
+  loadIncoming = (id: string, epoch: number) =>
+    this.#promised('loadIncoming', [id, epoch], () => this.#incoming('loaded', epoch));
+  takeOver = (id: string, epoch: number) =>
+    this.#promised('takeOver', [id, epoch], () => this.#incoming('owner', epoch));
+  abortIncoming = (id: string, epoch: number) =>
+    this.#promised('abortIncoming', [id, epoch], () => this.#incoming('refused', epoch));
+  completeOutgoing = (id: string, epoch: number, sent: CompletionFigures) =>
+    this.#promised('completeOutgoing', [id, epoch, sent], () => undefined);
+
+  async *watchMigration(_id: string, signal: AbortSignal): AsyncGenerator<MigrationInfo> {
+    this.watchers++;
+    this.#changes.emit('watch');
+    try {
+      for (;;) {
+        const changed = once(this.#changes, 'change', { signal });
+        // an abort rejects it also when nobody waits any more
+        changed.catch(() => undefined);
+        const info = this.#migration();
+        yield info;
+        if (['done', 'failed', 'cancelled'].includes(info.progress.phase)) return;
+        try {
+          await changed;
+        } catch {
+          return;
+        }
+      }
+    } finally {
+      this.watchers--;
+      this.#changes.emit('unwatch');
+    }
+  }
+}

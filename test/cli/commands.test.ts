@@ -1,0 +1,127 @@
+/** Commands that ask an agent once: what they send, what they print, how they end. */
+import { join } from 'node:path';
+import t from 'tap';
+import { PagetideError } from '../../src/errors.ts';
+import { startApi } from '../agent/api-harness.ts';
+import { guestInfo, migrationInfo } from '../agent/fake-service.ts';
+import { runCli } from './harness.ts';
+
+void t.test('guests', async (t) => {
+  const { service, socket } = await startApi(t);
+  const env = { PAGETIDE_AGENT: `unix:${socket}` };
+
+  const list = await runCli(t, ['guest', 'list'], env);
+  t.match(list, { code: 0, stderr: '' });
+  t.match(list.stdout, /^NAME +DRIVER +STATE +MEMORY.*\nweb1 +embedded +running +256 MiB +4242 +launched\nweb2 /);
+
+  const json = await runCli(t, ['--json', 'guest', 'show', 'web1'], env);
+  t.same([json.code, json.stderr, JSON.parse(json.stdout)], [0, '', guestInfo('web1')]);
+
+  const run = await runCli(
+    t,
+    'guest run web1 --driver embedded --memory 256M --write-rate 2000 --working-set 0.25 --zero-fraction 0 --threads 2 --seed 7 --fill-from /usr/lib'.split(
+      ' ',
+    ),
+    env,
+  );
+  t.match(run, { code: 0, stdout: 'web1 runs: pid 4242\n' });
+  t.same(service.calls.at(-1), [
+    'runGuest',
+    {
+      name: 'web1',
+      driver: 'embedded',
+      options: {
+        memory: 2 ** 28,
+        writeRate: 2000,
+        workingSet: 0.25,
+        zeroFraction: 0,
+        threads: 2,
+        fillFrom: '/usr/lib',
+        seed: 7,
+      },
+    },
+  ]);
+
+  // what stands behind -- is the guest's, also where it looks like options of ours
+  const argv = ['qemu-system-x86_64', '-m', '1G', '--json', '--', '--help'];
+  await runCli(t, ['guest', 'run', 'vm', '--check', '/c', '--driver', 'qemu', '--', ...argv], env);
+  t.same(service.calls.at(-1), ['runGuest', { name: 'vm', driver: 'qemu', options: { argv, checkSocket: '/c' } }]);
+
+  const attach = await runCli(t, ['guest', 'attach', 'vm', '--driver', 'qemu', '--qmp', 'q.sock', '--json'], env);
+  t.match(JSON.parse(attach.stdout), { name: 'vm', launched: false });
+  const qmp = join(process.cwd(), 'q.sock');
+  t.same(service.calls.at(-1), ['attachGuest', { name: 'vm', driver: 'qemu', options: { qmp } }]);
+
+  t.match(await runCli(t, ['guest', 'remove', 'vm'], env), { code: 0, stdout: 'vm removed\n' });
+  t.same(service.calls.at(-1), ['removeGuest', 'vm']);
+});
+
+void t.test('verify tells the right from the wrong', async (t) => {
+  const { service, socket } = await startApi(t);
+  // --agent goes before the environment
+  const verify = (...more: string[]) =>
+    runCli(t, ['guest', 'verify', 'web1', '--agent', `unix:${socket}`, ...more], { PAGETIDE_AGENT: 'unix:/nowhere' });
+  t.match(await verify(), { code: 0, stdout: 'web1: 65536 frames checked, all right\n' });
+  service.verifyResult = { ok: false, checked: 65536, bad: [7, 9], detail: 'stale' };
+  const bad = await verify('--json');
+  t.equal(bad.code, 1);
+  t.match(JSON.parse(bad.stdout), { ok: false, bad: [7, 9] });
+  t.match(JSON.parse(bad.stderr), { code: 'PT_VERIFY_FAILED', message: /\(7, 9\): stale/ });
+  service.verifyResult = null;
+  t.match(await verify(), { code: 1, stderr: /^error PT_GUEST_STATE: web1 cannot check itself/ });
+});
+
+void t.test('failures: one line, more with --verbose, JSON with --json', async (t) => {
+  const { service, socket } = await startApi(t);
+  const env = { PAGETIDE_AGENT: `unix:${socket}` };
+  const failure = new PagetideError('PT_NOT_CANCELLABLE', 'web1 is\nat B', { cause: new Error('epoch 4') });
+  service.failure = failure;
+  const plain = await runCli(t, ['cancel', 'web1'], env);
+  t.same(
+    [plain.code, plain.stdout, plain.stderr],
+    [
+      1,
+      '',
+      'error PT_NOT_CANCELLABLE: web1 is at B (The guest already belongs to the destination; the migration runs to its end.)\n',
+    ],
+  );
+  const verbose = await runCli(t, ['cancel', 'web1', '--verbose'], env);
+  t.match(verbose.stderr, /^error PT_NOT_CANCELLABLE: .*\n {2}caused by: Error: epoch 4\n {4}at /);
+  const json = await runCli(t, ['cancel', 'web1', '--json'], env);
+  t.equal(json.code, 1);
+  t.same(JSON.parse(json.stderr), failure.toJSON());
+
+  const nobody = await runCli(t, ['migrations'], { PAGETIDE_AGENT: `unix:${socket}.none` });
+  t.match(nobody, { code: 1, stderr: /^error PT_PEER_UNREACHABLE: no agent at unix:.*\(`pagetide agent` starts one/ });
+});
+
+void t.test('cancel, migrations, doctor of another host', async (t) => {
+  const { service, socket, folder } = await startApi(t);
+  service.migration = migrationInfo('cancelled');
+  // found without being told: the socket is where XDG_RUNTIME_DIR has it
+  const { mkdirSync, symlinkSync } = await import('node:fs');
+  mkdirSync(join(folder, 'pagetide'));
+  symlinkSync(socket, join(folder, 'pagetide/control.sock'));
+  const env = { XDG_RUNTIME_DIR: folder };
+  t.match(await runCli(t, ['cancel', 'web1'], env), { code: 0, stdout: /of web1: cancelled\n$/ });
+  t.match(await runCli(t, ['migrations'], env), {
+    code: 0,
+    stdout: /web1 +outgoing +http:\/\/127\.0\.0\.1:7412 +cancelled/,
+  });
+
+  const agent = `unix:${socket}`;
+  service.checks = [
+    { name: 'kernel', status: 'ok', found: 'Linux 6.18' },
+    { name: 'qemu', status: 'missing', found: 'not on PATH', needed: 'QEMU guests', fix: 'apt-get install it' },
+  ];
+  const fine = await runCli(t, ['doctor', '--agent', agent]);
+  t.equal(fine.code, 0, 'what is missing is not essential');
+  t.match(fine.stdout, /missing +qemu +not on PATH\n\nqemu \(needed for QEMU guests\)\n {4}apt-get install it\n/);
+  service.checks = [{ ...service.checks[1]!, essential: true }];
+  const ill = await runCli(t, ['doctor', '--agent', agent, '--json']);
+  t.equal(ill.code, 1);
+  t.same(JSON.parse(ill.stdout), service.checks);
+
+  const here = await runCli(t, ['doctor', '--json']);
+  t.ok((JSON.parse(here.stdout) as unknown[]).length >= 8, 'this host needs no agent');
+});
