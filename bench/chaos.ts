@@ -1,0 +1,108 @@
+/**
+ * `npm run chaos -- [--runs 100] [--seed N] [--memory 64M] [--json]`: migrates a loaded guest to and fro between two real
+ * agents, kills agents (-9) at random moments, restarts them, and checks after each run that nothing was lost, doubled or
+ * left over. Ends with exit code 1 at the first run that does not hold; its seed begins the same run again.
+ */
+import { parseArgs } from 'node:util';
+import { asPagetideError, PagetideError } from '../src/errors.ts';
+import { parseSize } from '../src/agent/units.ts';
+import { calmRun, chaosRun, planOf, type RunResult } from '../test/support/chaos.ts';
+import { chaosCluster } from '../test/support/chaos-cluster.ts';
+
+const USAGE = 'npm run chaos -- [--runs N] [--seed N] [--memory SIZE] [--json]';
+
+function bad(message: string): PagetideError {
+  return new PagetideError('PT_BAD_ARGUMENT', message, { hint: USAGE });
+}
+
+function parse(args: string[]): { runs: number; seed: number; memory: number; json: boolean } {
+  let values: { runs: string; seed?: string; memory: string; json: boolean };
+  try {
+    ({ values } = parseArgs({
+      args,
+      options: {
+        runs: { type: 'string', default: '100' },
+        seed: { type: 'string' },
+        memory: { type: 'string', default: '64M' },
+        json: { type: 'boolean', default: false },
+      },
+    }));
+  } catch (cause) {
+    throw bad(cause instanceof Error ? cause.message : String(cause));
+  }
+  const whole = (text: string, name: string, least: number): number => {
+    if (!/^\d{1,9}$/.test(text) || Number(text) < least) throw bad(`--${name}: a whole number, ${least} at least`);
+    return Number(text);
+  };
+  const memory = parseSize(values.memory);
+  if (memory === undefined) throw bad(`--memory ${values.memory}: bytes, or with K, M, G`);
+  const seed = values.seed === undefined ? Math.floor(Math.random() * 1e9) : whole(values.seed, 'seed', 0);
+  return { runs: whole(values.runs, 'runs', 1), seed, memory, json: values.json };
+}
+
+function median(values: readonly number[]): number {
+  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)] ?? 0;
+}
+
+async function main(): Promise<void> {
+  const { runs, seed, memory, json } = parse(process.argv.slice(2));
+  const teardowns: (() => Promise<void>)[] = [];
+  const close = async (): Promise<void> => {
+    for (const step of teardowns.splice(0).reverse()) await step();
+  };
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+    process.once(signal, () => {
+      void close().finally(() => process.exit(1));
+    });
+  }
+  const results: RunResult[] = [];
+  const began = performance.now();
+  let failure: string | undefined;
+  try {
+    const { cluster, guest } = await chaosCluster({ teardown: (fn) => teardowns.push(fn) }, memory);
+    const calmMs = await calmRun(cluster, guest);
+    console.error(`seed ${seed}, ${runs} runs; undisturbed, a migration takes ${calmMs.toFixed(0)} ms`);
+    for (let run = 0; run < runs; run++) {
+      const plan = planOf(seed + run, calmMs);
+      try {
+        const result = await chaosRun(cluster, guest, plan);
+        results.push(result);
+        const text = `${String(run + 1).padStart(4)}  seed ${result.seed}  ${result.what.join('; then ')}`;
+        console.error(`${text} -> ${result.outcome}, settled in ${result.settleMs.toFixed(0)} ms`);
+      } catch (error) {
+        failure = `run ${run + 1}, seed ${plan.seed}: ${JSON.stringify(plan.kills)}\n${String(error)}`;
+        const logs = cluster.agents.flatMap((agent) => [`--- ${agent.name}`, ...agent.log().slice(-60)]);
+        console.error(`${failure}\n${logs.join('\n')}`);
+        break;
+      }
+    }
+  } finally {
+    await close();
+  }
+  const settle = results.map(({ settleMs }) => settleMs);
+  const summary = {
+    runs: results.length,
+    wanted: runs,
+    moved: results.filter(({ outcome }) => outcome === 'moved').length,
+    rolledBack: results.filter(({ outcome }) => outcome === 'rolled back').length,
+    settleMs: { median: Math.round(median(settle)), max: Math.round(Math.max(0, ...settle)) },
+    seconds: Math.round((performance.now() - began) / 1000),
+  };
+  if (failure !== undefined) process.exitCode = 1;
+  if (json) {
+    console.log(
+      JSON.stringify({ chaos: summary, seed, memory, results, ...(failure === undefined ? {} : { failure }) }),
+    );
+    return;
+  }
+  console.log(
+    `${summary.runs} of ${runs} runs held: ${summary.moved} moved, ${summary.rolledBack} rolled back; settled in ` +
+      `${summary.settleMs.median} ms (median), ${summary.settleMs.max} ms at most; ${summary.seconds} s in all`,
+  );
+}
+
+main().catch((thrown: unknown) => {
+  const error = asPagetideError(thrown);
+  console.error(`chaos: ${error.message} [${error.code}]\n  ${error.hint}`);
+  process.exitCode = 1;
+});

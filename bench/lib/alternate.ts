@@ -1,0 +1,34 @@
+/** Runs two arms in turn. */
+import { PagetideError } from '../../src/errors.ts';
+
+export interface AlternateOptions<A, B> {
+  /** Rounds that count, at least 1. */
+  rounds: number;
+  /** Rounds before them whose figures are thrown away (1): files mapped, code compiled, clocks up. */
+  warmup?: number;
+  /** One run of each arm; `round` counts from 0, and is negative while warming up. */
+  a: (round: number) => Promise<A>;
+  b: (round: number) => Promise<B>;
+  /** Called after each counted round. */
+  onRound?: (round: number, a: A, b: B) => void;
+}
+
+/**
+ * A B A B …: the two arms of a round run right after each other, so that what drifts (clock speed, neighbours on the
+ * machine) meets both. Nothing is averaged or dropped here: each counted round comes back as it was measured.
+ */
+export async function alternate<A, B>(options: AlternateOptions<A, B>): Promise<{ a: A; b: B }[]> {
+  const { rounds, warmup = 1 } = options;
+  if (!Number.isInteger(rounds) || rounds < 1 || !Number.isInteger(warmup) || warmup < 0) {
+    throw new PagetideError('PT_BAD_ARGUMENT', `at least one round, please, not ${rounds} (and ${warmup} to warm up)`);
+  }
+  const results: { a: A; b: B }[] = [];
+  for (let round = -warmup; round < rounds; round++) {
+    const a = await options.a(round);
+    const b = await options.b(round);
+    if (round < 0) continue;
+    results.push({ a, b });
+    options.onRound?.(round, a, b);
+  }
+  return results;
+}

@@ -1,0 +1,31 @@
+/**
+ * Pagetide's page server over one memory file, as a program of its own: the source of the miss bench.
+ *
+ *   node pagetide-source.js '{"memory":…,"frames":N,"migration":…,"token":…}'
+ *
+ * stdout: {"event":"ready","url":…}. Ends with its stdin.
+ */
+import { PageServer } from '../../src/transport/page-server.ts';
+
+export interface SourceArguments {
+  memory: string;
+  frames: number;
+  migration: string;
+  token: string;
+}
+
+async function main(): Promise<void> {
+  const { memory, frames, migration, token } = JSON.parse(process.argv[2]!) as SourceArguments;
+  const server = await PageServer.start({ host: '127.0.0.1', port: 0, controlSocket: '/nonexistent/control.sock' });
+  const files = [{ path: memory, size: frames * 4096, offset: 0 }];
+  await server.offer({ migration, token, pageSize: 4096, frames, files });
+  process.stdin.on('end', () => process.exit(0)).resume();
+  process.stdout.write(`${JSON.stringify({ event: 'ready', url: server.address().url })}\n`);
+}
+
+if (process.argv[1]?.endsWith('pagetide-source.js') === true) {
+  main().catch((error: unknown) => {
+    process.stdout.write(`${JSON.stringify({ event: 'error', message: String(error) })}\n`);
+    process.exitCode = 1;
+  });
+}
