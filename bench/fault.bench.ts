@@ -6,7 +6,7 @@ import { availableParallelism } from 'node:os';
 import { truncateSync, writeFileSync } from 'node:fs';
 import { alternate } from './lib/alternate.ts';
 import { startPager } from './lib/pagetide.ts';
-import { makeSlots, startHitHandler, type Handler, type Slots } from './lib/references.ts';
+import { makeSlots, startHitHandler, warmMemory, type Handler, type Slots } from './lib/references.ts';
 import { withScope } from './lib/scope.ts';
 import { checkSettings, setting } from './lib/settings.ts';
 import { judge, median } from './lib/statistics.ts';
@@ -45,7 +45,8 @@ async function touchRun(side: Side, slots: Slots, one: Case): Promise<TouchFigur
       if (side === 'pagetide') await handler.program.next('attached');
     }
     const { gapUs, count } = one;
-    await Promise.all(touchers.map((toucher) => toucher.touch({ count: Math.ceil(count / 4), gapUs })));
+    await warmMemory(scope, 2 * count * guests, cpus);
+    await Promise.all(touchers.map((toucher) => toucher.touch({ count, gapUs })));
     const figures = await Promise.all(touchers.map((toucher) => toucher.touch({ count, gapUs })));
     for (const toucher of touchers) {
       await toucher.verify();
@@ -78,7 +79,7 @@ async function memoryRun(frames: number): Promise<{ bytes: number; perFrame: num
 
 export async function run(options: BenchOptions): ReturnType<BenchModule['run']> {
   checkSettings(options, ['frames', 'touches', 'spin', 'apart', 'guests']);
-  const frames = setting(options, 'frames', 16384, 64);
+  const frames = setting(options, 'frames', 65536, 64);
   const count = setting(options, 'touches', Math.floor(frames / 4));
   const spinUs = setting(options, 'spin', 20, 0);
   const most = setting(options, 'guests', 16);

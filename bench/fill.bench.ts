@@ -1,7 +1,7 @@
 /** How fast a guest is filled from local slots: Pagetide's fill worker against one C thread, from the same slots. */
 import { alternate } from './lib/alternate.ts';
 import { startPager } from './lib/pagetide.ts';
-import { makeSlots, startFillHandler, type Slots } from './lib/references.ts';
+import { makeSlots, startFillHandler, warmMemory, type Slots } from './lib/references.ts';
 import { withScope } from './lib/scope.ts';
 import { checkSettings, setting } from './lib/settings.ts';
 import { judge } from './lib/statistics.ts';
@@ -23,6 +23,7 @@ async function fillRun(side: 'pagetide' | 'reference', slots: Slots): Promise<nu
       cpus: [0],
     });
     if (reference === undefined) await handler.program.next('attached');
+    await warmMemory(scope, slots.frames, [1]);
     const present = toucher.waitPresent();
     const startNs = Number(process.hrtime.bigint());
     if (reference === undefined) handler.program.write('fill');

@@ -2,7 +2,7 @@
 import { availableParallelism } from 'node:os';
 import { alternate } from './lib/alternate.ts';
 import { startMissPager } from './lib/pagetide.ts';
-import { makeSlots, startMissHandler, type Slots } from './lib/references.ts';
+import { makeSlots, startMissHandler, warmMemory, type Slots } from './lib/references.ts';
 import { withScope } from './lib/scope.ts';
 import { checkSettings, setting } from './lib/settings.ts';
 import { judge } from './lib/statistics.ts';
@@ -29,7 +29,9 @@ async function touchRun(side: 'pagetide' | 'reference', slots: Slots, one: Case)
       side === 'pagetide' ? await startMissPager(scope, slots, place) : await startMissHandler(scope, slots, place);
     const toucher = await startToucher(scope, { socket, frames: slots.frames, seed: slots.seed, cpus: [0] });
     if (side === 'pagetide') await program.next('attached');
-    await toucher.touch({ count: Math.ceil(count / 4), gapUs, threads });
+    await warmMemory(scope, slots.frames, place.cpus);
+    // as many again before: a program that compiles itself as it runs is not yet what it will be for a guest's whole memory
+    await toucher.touch({ count, gapUs, threads });
     const figures = await toucher.touch({ count, gapUs, threads });
     await toucher.verify();
     await toucher.quit();
@@ -39,7 +41,7 @@ async function touchRun(side: 'pagetide' | 'reference', slots: Slots, one: Case)
 
 export async function run(options: BenchOptions): ReturnType<BenchModule['run']> {
   checkSettings(options, ['frames', 'touches', 'spin', 'apart']);
-  const frames = setting(options, 'frames', 16384, 64);
+  const frames = setting(options, 'frames', 65536, 64);
   const count = setting(options, 'touches', Math.floor(frames / 4));
   const spinUs = setting(options, 'spin', 20, 0);
   const apart = availableParallelism() > 1 && setting(options, 'apart', 1, 0) > 0;

@@ -14,8 +14,9 @@ export interface AlternateOptions<A, B> {
 }
 
 /**
- * A B A B …: the two arms of a round run right after each other, so that what drifts (clock speed, neighbours on the
- * machine) meets both. Nothing is averaged or dropped here: each counted round comes back as it was measured.
+ * A B B A A B …: the two arms of a round run right after each other, so that what drifts (clock speed, neighbours on the
+ * machine) meets both, and each goes first as often as the other, so that what one leaves behind (memory that its
+ * hypervisor has backed) does not always help the same one. Nothing is averaged or dropped here: each counted round comes back as it was measured.
  */
 export async function alternate<A, B>(options: AlternateOptions<A, B>): Promise<{ a: A; b: B }[]> {
   const { rounds, warmup = 1 } = options;
@@ -24,8 +25,15 @@ export async function alternate<A, B>(options: AlternateOptions<A, B>): Promise<
   }
   const results: { a: A; b: B }[] = [];
   for (let round = -warmup; round < rounds; round++) {
-    const a = await options.a(round);
-    const b = await options.b(round);
+    let a: A;
+    let b: B;
+    if (round % 2 === 0) {
+      a = await options.a(round);
+      b = await options.b(round);
+    } else {
+      b = await options.b(round);
+      a = await options.a(round);
+    }
     if (round < 0) continue;
     results.push({ a, b });
     options.onRound?.(round, a, b);

@@ -17,6 +17,7 @@ const PROGRAMS = [
   'miss-server',
   'pinned',
   'toucher',
+  'warm',
 ] as const;
 export type ReferenceName = (typeof PROGRAMS)[number];
 
@@ -95,6 +96,16 @@ export async function makeSlots(scope: Scope, frames: number, seed = 1, arenaSlo
   await maker.next('made', 300_000);
   await maker.exited();
   return slots;
+}
+
+/**
+ * Leaves the kernel with free pages that its hypervisor has backed, one and a half times a guest of `frames`: see
+ * bench/reference/warm.c. Right before a measurement, on the CPU that will allocate.
+ */
+export async function warmMemory(scope: Scope, frames: number, cpus?: Cpus): Promise<void> {
+  const program = startReference(scope, 'warm', { bytes: frames * 4096 * 1.5 }, cpus);
+  await program.next('warmed');
+  await program.exited();
 }
 
 /** A pager that listens: connect the toucher to `socket`. */

@@ -64,22 +64,25 @@ void t.test('judge takes the median of the rounds’ ratios, not the ratio of me
   t.end();
 });
 
-void t.test('alternate runs A B A B, drops only the warm-up, keeps figures as they are', async (t) => {
-  const ran: string[] = [];
-  const seen: number[] = [];
-  const arm = (name: string) => (round: number) => {
-    ran.push(`${name}${round}`);
-    return Promise.resolve(round);
-  };
-  const rounds = await alternate({ rounds: 2, a: arm('a'), b: arm('b'), onRound: (round) => seen.push(round) });
-  t.same(ran, ['a-1', 'b-1', 'a0', 'b0', 'a1', 'b1']);
-  t.same(rounds, [
-    { a: 0, b: 0 },
-    { a: 1, b: 1 },
-  ]);
-  t.same(seen, [0, 1]);
-  for (const bad of [0, 1.5, NaN]) {
-    await t.rejects(alternate({ rounds: bad, a: arm('a'), b: arm('b') }), { code: 'PT_BAD_ARGUMENT' });
-  }
-  t.equal(ran.length, 6, 'a bad number of rounds runs nothing');
-});
+void t.test(
+  'alternate gives each arm the first go by turns, drops only the warm-up, keeps figures as they are',
+  async (t) => {
+    const ran: string[] = [];
+    const seen: number[] = [];
+    const arm = (name: string) => (round: number) => {
+      ran.push(`${name}${round}`);
+      return Promise.resolve(round);
+    };
+    const rounds = await alternate({ rounds: 2, a: arm('a'), b: arm('b'), onRound: (round) => seen.push(round) });
+    t.same(ran, ['b-1', 'a-1', 'a0', 'b0', 'b1', 'a1']);
+    t.same(rounds, [
+      { a: 0, b: 0 },
+      { a: 1, b: 1 },
+    ]);
+    t.same(seen, [0, 1]);
+    for (const bad of [0, 1.5, NaN]) {
+      await t.rejects(alternate({ rounds: bad, a: arm('a'), b: arm('b') }), { code: 'PT_BAD_ARGUMENT' });
+    }
+    t.equal(ran.length, 6, 'a bad number of rounds runs nothing');
+  },
+);
