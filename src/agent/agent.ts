@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url';
 import type { Logger } from 'pino';
 import { PagetideError } from '../errors.ts';
 import type { VerifyResult } from '../guests/driver.ts';
+import { MemoryReleaser } from '../memory/release-memory.ts';
 import { IncomingMigration } from '../migration/incoming.ts';
 import type { MigrationHost } from '../migration/host.ts';
 import { OutgoingMigration } from '../migration/outgoing.ts';
@@ -34,6 +35,7 @@ export class Agent implements AgentService {
   /** Migrations whose end has been counted. */
   readonly #counted = new Set<string>();
   readonly #watchers = new Set<() => void>();
+  readonly #memory = new MemoryReleaser(() => this.#isIdle(), true);
 
   constructor(config: AgentConfig, host: MigrationHost, guests: Guests, journal: Journal, log: Logger) {
     this.#config = config;
@@ -42,6 +44,7 @@ export class Agent implements AgentService {
     this.migrations = new Migrations(host, guests, journal, log);
     this.migrations.onChange(() => {
       this.#countEnds();
+      if (this.#isIdle()) this.#memory.ended();
       for (const told of [...this.#watchers]) told();
     });
   }
@@ -252,6 +255,10 @@ export class Agent implements AgentService {
       this.#watchers.add(done);
       signal.addEventListener('abort', done, { once: true });
     });
+  }
+
+  #isIdle(): boolean {
+    return this.migrations.all().every((machine) => machine.ended);
   }
 
   #countEnds(): void {

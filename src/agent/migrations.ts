@@ -231,7 +231,10 @@ export class Migrations {
   #add(machine: Machine): void {
     const side = machine instanceof OutgoingMigration ? 'source' : 'destination';
     this.#machines.set(machineName(side, machine.state), machine);
-    machine.onChange(() => this.#onChange?.());
+    machine.onChange(() => {
+      if (machine.ended) machine.shed();
+      this.#onChange?.();
+    });
     const over = [...this.#machines].filter(([, other]) => other.ended && other !== machine);
     for (const [name, other] of over.slice(0, Math.max(0, over.length - KEPT))) {
       other.close();

@@ -237,6 +237,9 @@ export interface Native {
   /** Stops the session, closes its userfaultfd here, and frees it when the last view is gone. Unlinks nothing. */
   destroySession(id: number): void;
 
+  /** Gives memory that native code has freed back to the kernel, of the whole process. Takes a few milliseconds. */
+  trimMemory(): void;
+
   /** What this host's kernel and rights allow. */
   probe(): UserfaultProbe;
   /** A userfaultfd of this process, created in the first way that is permitted. */

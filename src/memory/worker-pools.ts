@@ -6,6 +6,7 @@
  */
 import { Piscina } from 'piscina';
 import { PagetideError } from '../errors.ts';
+import { WORKER_LIMITS } from './release-memory.ts';
 import { settled } from './settled.ts';
 import type { ServiceEnd, ServiceTask, Settled } from './worker-messages.ts';
 
@@ -19,6 +20,7 @@ function pool(name: string, threads: number): Piscina<ServiceTask, Settled> {
     // idle workers must keep their event loops: piscina's default parks them in Atomics.wait
     atomics: 'disabled',
     idleTimeout: Number.POSITIVE_INFINITY,
+    resourceLimits: WORKER_LIMITS,
     closeTimeout: 5000,
   });
 }

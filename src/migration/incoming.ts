@@ -135,6 +135,15 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     void this.#peer?.close();
   }
 
+  override shed(): void {
+    clearInterval(this.#watch);
+    this.#state?.close();
+    this.#state = undefined;
+    void this.#peer?.close();
+    this.#peer = undefined;
+    this.#vmm = undefined;
+  }
+
   protected step(state: DestinationState, event: DestinationEvent): DestinationStep {
     return stepDestination(state, event);
   }

@@ -75,7 +75,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   protected readonly retryEvent: SourceEvent = { type: 'retry' };
   readonly #host: MigrationHost;
   readonly #vmm: Vmm | undefined;
-  readonly #peer: PeerClient;
+  #connection: PeerClient | undefined;
   #report: MigrationReport | undefined;
   #failure: ErrorJson | undefined;
   #unreachable = 0;
@@ -96,7 +96,6 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     this.#host = host;
     this.#vmm = vmm;
     this.details = details;
-    this.#peer = host.connectPeer(state.peer);
     void vmm?.exited.then(() => this.dispatch({ type: 'vmm-died' }));
   }
 
@@ -199,7 +198,14 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   override close(): void {
     super.close();
     clearTimeout(this.#poll);
-    void this.#peer.close();
+    void this.#connection?.close();
+    this.#connection = undefined;
+  }
+
+  override shed(): void {
+    clearTimeout(this.#poll);
+    void this.#connection?.close();
+    this.#connection = undefined;
   }
 
   protected step(state: SourceState, event: SourceEvent): SourceStep {
@@ -284,6 +290,10 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     }
   }
 
+  get #peer(): PeerClient {
+    return (this.#connection ??= this.#host.connectPeer(this.state.peer));
+  }
+
   #need(): Vmm {
     if (this.#vmm === undefined) throw new PagetideError('PT_VMM_GONE', 'the VMM of this guest is gone');
     return this.#vmm;
@@ -355,7 +365,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   }
 
   #unanswered(request: SourceRequest, error: PagetideError): void {
-    if (this.closed) return;
+    if (this.closed || sourceEnded(this.state)) return; // shed meanwhile
     this.#host.log.warn({ migration: this.state.migration, request, code: error.code }, error.message);
     if (request === 'abort') this.#tellingSince ??= Date.now();
     // An answer that is an error is final before the hand-over; silence gets a few tries.

@@ -67,6 +67,9 @@ export abstract class MachineRunner<State extends { at: string }, Event, Action>
     this.#changed.clear();
   }
 
+  /** Lets go of what only driving needs, once the machine has ended: it stays to be looked at, perhaps for days. Idempotent. */
+  abstract shed(): void;
+
   get closed(): boolean {
     return this.#closed;
   }

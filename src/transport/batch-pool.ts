@@ -1,6 +1,7 @@
 /** The batch workers of the page server: a piscina of fixed size with a finite queue. */
 import { Piscina } from 'piscina';
 import { PagetideError, asPagetideError } from '../errors.ts';
+import { WORKER_LIMITS } from '../memory/release-memory.ts';
 import type { BatchResult, BatchTask } from './batch-task.ts';
 
 /** Tasks that may wait for each thread: enough to keep it busy, few enough that a withdrawn guest's end soon. */
@@ -25,6 +26,7 @@ export class BatchPool {
       maxThreads: threads,
       maxQueue: threads * QUEUE_PER_THREAD,
       atomics: 'disabled',
+      resourceLimits: WORKER_LIMITS,
       closeTimeout: 5_000,
     });
   }

@@ -18,6 +18,7 @@ import {
   type Request,
   type RequestBody,
 } from './server-messages.ts';
+import { WORKER_LIMITS } from '../memory/release-memory.ts';
 import { isMigrationId } from './upgrade.ts';
 import type { MapRuns } from './wire-map.ts';
 
@@ -55,6 +56,7 @@ export class PageServer {
     this.#worker = new Worker(new URL('../../workers/page-server.js', import.meta.url), {
       workerData: settings,
       name: 'pagetide-pages',
+      resourceLimits: WORKER_LIMITS,
       // flags that are the program's own (loaders, --input-type) would slow the thread's start or fail it
       execArgv: [],
     });
