@@ -49,6 +49,7 @@ export const ERROR_CODES = {
   PT_HANDOVER_INVALID: { status: 400, hint: 'The VMM must send one JSON array of regions with one userfaultfd.' },
   PT_HANDOVER_TOO_LARGE: { status: 400, hint: 'The VMM must send one JSON array of regions with one userfaultfd.' },
   PT_MEMORY_FILE: { status: 422, hint: 'The memory file must hold every region of the guest, and must not change.' },
+  PT_MANIFEST_INVALID: { status: 422, hint: 'Make the manifest anew with `pagetide manifest`; it costs one scan.' },
   // between agents
   PT_PEER_UNREACHABLE: { status: 502, hint: 'Check the address and that the agent there is running.' },
   PT_PEER_FAILED: { status: 502, hint: 'The cause is the other agent’s own error.' },

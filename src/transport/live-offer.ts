@@ -74,6 +74,13 @@ export class LiveOffer {
     this.#mapped = true;
   }
 
+  /** Frames of wire-tags.ts, as they are to be sent. @throws PagetideError `PT_BAD_ARGUMENT` after the device state has begun */
+  pushManifest(frames: Uint8Array[]): void {
+    if (this.#state !== undefined || this.#stateEnded)
+      throw new PagetideError('PT_BAD_ARGUMENT', 'the manifest goes before the device state');
+    this.#append(frames.map((frame) => Buffer.from(frame.buffer, frame.byteOffset, frame.length)));
+  }
+
   /** @throws PagetideError `PT_BAD_ARGUMENT`, `PT_NO_SPACE` */
   pushState(chunk: Uint8Array): void {
     this.#checkState();

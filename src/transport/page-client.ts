@@ -36,6 +36,10 @@ export interface PageHandlers {
   onBatch?(batch: Batch, stream: number): void;
   /** A piece of the frame map; its runs begin at frame `first`. Starts again at 0 on every connection. */
   onMap?(runs: MapRuns, first: number, last: boolean): void;
+  /** Tags of frames from `first`: see wire-tags.ts. From the start on every connection. */
+  onTags?(payload: Uint8Array, first: number): void;
+  /** The manifest is final: its frames, and its digest. */
+  onManifestEnd?(payload: Uint8Array, frames: number): void;
   /** A piece of the device state. Starts again at offset 0 on every connection. */
   onState?(chunk: Buffer, offset: number): void;
   /** The device state is whole, and its digest right. */
@@ -80,6 +84,7 @@ export class PageConnection {
   readonly #decoder: FrameDecoder;
   readonly #liveness: NodeJS.Timeout;
   readonly #map: MapReader;
+  #manifestEnded = false;
   readonly #state = new StateReader();
   /** Outstanding page requests: slot = stream % SLOTS; stream 0: free. */
   readonly #slotStream = new Uint32Array(SLOTS);
@@ -277,6 +282,15 @@ export class PageConnection {
         this.#handlers.onMap?.(runs, argument, this.#map.ended);
         return;
       }
+      case FrameType.Tags:
+        if (this.#manifestEnded) throw protocolError('a manifest goes on after its end');
+        this.#handlers.onTags?.(buffer.subarray(offset, offset + length), argument);
+        return;
+      case FrameType.ManifestEnd:
+        if (this.#manifestEnded) throw protocolError('a manifest ends twice');
+        this.#manifestEnded = true;
+        this.#handlers.onManifestEnd?.(buffer.subarray(offset, offset + length), argument);
+        return;
       case FrameType.State: {
         if (!this.#map.ended) throw protocolError('device state before the frame map');
         const chunk = buffer.subarray(offset, offset + length);

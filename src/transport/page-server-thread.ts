@@ -91,6 +91,9 @@ export class PageServerThread {
       case 'map':
         this.#offer(request.migration).pushMap(request.runs);
         return;
+      case 'manifest':
+        this.#offer(request.migration).pushManifest(request.frames);
+        return;
       case 'state':
         this.#offer(request.migration).pushState(request.chunk);
         return;

@@ -138,6 +138,15 @@ export class PageServer {
   }
 
   /**
+   * Gives frames of a manifest (wire-tags.ts) to the destination, now or when it connects: as often as there is something
+   * to tell, before the device state.
+   * @throws PagetideError `PT_BAD_ARGUMENT`, `PT_MIGRATION_UNKNOWN`
+   */
+  pushManifest(migration: string, frames: Uint8Array[]): Promise<void> {
+    return this.#ask({ type: 'manifest', migration, frames });
+  }
+
+  /**
    * A stream for the device state, after the map, once a migration. What is written is kept and sent, from the start to
    * each connection, until the migration is withdrawn. `finish` comes when the page server has all of it; `destroy` with
    * an error tells the destination that there will be none.

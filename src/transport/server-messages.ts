@@ -38,6 +38,7 @@ export type Request =
   | { id: number; type: 'offer'; offer: Offer; counters: SharedArrayBuffer }
   | { id: number; type: 'withdraw'; migration: string }
   | { id: number; type: 'map'; migration: string; runs: Uint32Array }
+  | { id: number; type: 'manifest'; migration: string; frames: Uint8Array[] }
   | { id: number; type: 'state'; migration: string; chunk: Uint8Array }
   | { id: number; type: 'state-end'; migration: string }
   | { id: number; type: 'state-abort'; migration: string; error: ErrorJson }
@@ -72,6 +73,7 @@ export const Counter = {
   mapBytes: 12,
   stateBytes: 13,
   errors: 14,
+  manifestBytes: 15,
 } as const;
 export const COUNTERS = Object.keys(Counter).length;
 
@@ -94,6 +96,8 @@ export interface PageCounters {
   rawBytes: number;
   /** The same as they were sent. */
   pageBytes: number;
+  /** Payload of the manifest, counted each time it is sent. */
+  manifestBytes: number;
   /** Payload of the frame map and device state, counted each time they are sent. */
   mapBytes: number;
   stateBytes: number;

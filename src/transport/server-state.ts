@@ -1,4 +1,4 @@
-/** The state channel at the source: sends the offer's log, the frame map and then the device state, from its start. */
+/** The state channel at the source: sends the offer's log (manifest, frame map, device state) from its start. */
 import type { Socket } from 'node:net';
 import type { LiveOffer } from './live-offer.ts';
 import { Counter } from './server-messages.ts';
@@ -7,6 +7,11 @@ import { FrameType, HEADER_SIZE, protocolError } from './wire.ts';
 
 /** Bytes that may wait in the socket. Above Node's own mark, so that 'drain' comes. */
 const UNSENT_LIMIT = 256 << 10;
+
+function counterOf(type: number): number {
+  if (type === FrameType.Map) return Counter.mapBytes;
+  return type === FrameType.Tags || type === FrameType.ManifestEnd ? Counter.manifestBytes : Counter.stateBytes;
+}
 
 export class StateStream extends ServerStream {
   #next = 0;
@@ -32,7 +37,7 @@ export class StateStream extends ServerStream {
     const { log } = this.offer;
     while (this.#next < log.length && this.socket.writableLength < UNSENT_LIMIT && !this.closing) {
       const frame = log[this.#next++]!;
-      this.offer.count(frame[4] === FrameType.Map ? Counter.mapBytes : Counter.stateBytes, frame.length - HEADER_SIZE);
+      this.offer.count(counterOf(frame[4]!), frame.length - HEADER_SIZE);
       this.send(frame);
     }
   }

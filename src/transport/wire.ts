@@ -10,6 +10,8 @@
  * byte of payload is buffered. `stream` pairs an answer with its request. See docs/protocol.md for the sequences.
  */
 import { PagetideError } from '../errors.ts';
+import { DIGEST_BYTES } from '../pages/manifest.ts';
+import { tagRunsLimit } from '../pages/tag-runs.ts';
 
 /** Bytes of a frame's header. */
 export const HEADER_SIZE = 16;
@@ -36,6 +38,10 @@ export const FrameType = {
   Ping: 9,
   /** Yes. argument = the ping's. */
   Pong: 10,
+  /** Tags of consecutive 4 KiB frames. argument = the first; payload = u32 how many, then their runs (pages/tag-runs.ts). */
+  Tags: 11,
+  /** The manifest is final. argument = its frames; payload = its digest. */
+  ManifestEnd: 12,
 } as const;
 export type FrameType = (typeof FrameType)[keyof typeof FrameType];
 
@@ -61,6 +67,8 @@ export const WireLimit = {
   pageRequests: 4096,
   /** Runs in one piece of a map. */
   mapRuns: 16384,
+  /** Tags in one frame of them. */
+  tags: 16384,
   /** Bytes of one piece of the device state. */
   stateChunk: 64 << 10,
   /** Bytes of the device state in all. */
@@ -144,7 +152,14 @@ const ACCEPTS: Record<Reader, readonly FrameType[]> = {
   'server-state': [],
   'client-demand': [FrameType.Page, FrameType.Error],
   'client-fill': [FrameType.Batch, FrameType.Error],
-  'client-state': [FrameType.Map, FrameType.State, FrameType.StateEnd, FrameType.Error],
+  'client-state': [
+    FrameType.Tags,
+    FrameType.ManifestEnd,
+    FrameType.Map,
+    FrameType.State,
+    FrameType.StateEnd,
+    FrameType.Error,
+  ],
 };
 
 interface FrameRule {
@@ -167,6 +182,10 @@ function ruleOf(type: FrameType, pageSize: number): FrameRule {
       return { min: 17, max: 8 + runs + Math.ceil(frames / 8) + frames * pageSize, step: 1, flags: FrameFlag.Lz4 };
     case FrameType.Map:
       return { min: 4, max: WireLimit.mapRuns * 4, step: 4, flags: FrameFlag.End };
+    case FrameType.Tags:
+      return { min: 6, max: 4 + tagRunsLimit(WireLimit.tags), step: 1, flags: 0 };
+    case FrameType.ManifestEnd:
+      return { min: DIGEST_BYTES, max: DIGEST_BYTES, step: 1, flags: 0 };
     case FrameType.State:
       return { min: 1, max: WireLimit.stateChunk, step: 1, flags: 0 };
     case FrameType.StateEnd:

@@ -1,0 +1,108 @@
+/**
+ * Run-length coding of consecutive tags.
+ *
+ *    run    ┌ u16: kind (bits 15–14), count − 1 (bits 13–0) ┐ tags
+ *    kind   0 ZERO  count zero tags          nothing follows
+ *           1 TAGS  count tags               count × 16 bytes
+ *           2 SAME  one tag count times      16 bytes
+ *
+ * Little-endian. A guest's memory has long runs of zero pages, and now and then of one page repeated; what is neither
+ * costs 16 bytes and its share of a header. Every sequence has exactly one coding that {@link encodeTagRuns} makes; the
+ * decoder takes any that comes to the right number of tags, and nothing else.
+ */
+import { PagetideError } from '../errors.ts';
+import { TAG_BYTES } from './tags.ts';
+
+const Kind = { Zero: 0, Tags: 1, Same: 2 } as const;
+const HEADER_BYTES = 2;
+/** Tags that one run can hold. */
+const RUN_TAGS = 1 << 14;
+/** A run of one tag repeated pays from here on: a header and a tag instead of tags, and the header of what follows. */
+const SAME_PAYS = 3;
+
+/** Bytes that coding `count` tags can take at most. */
+export function tagRunsLimit(count: number): number {
+  // zero runs may alternate with tags, at worst a header of either kind for each two
+  return count * (TAG_BYTES + HEADER_BYTES);
+}
+
+/** Whether the tag at index `at` is the zero page's. */
+export function isZeroTag(tags: Uint8Array, at: number): boolean {
+  const first = at * TAG_BYTES;
+  for (let i = first; i < first + TAG_BYTES; i++) if (tags[i] !== 0) return false;
+  return true;
+}
+
+/** Whether the tags at two indices, of one or two tables, are equal. */
+export function sameTag(a: Uint8Array, atA: number, b: Uint8Array, atB: number): boolean {
+  const left = atA * TAG_BYTES;
+  const right = atB * TAG_BYTES;
+  for (let i = 0; i < TAG_BYTES; i++) if (a[left + i] !== b[right + i]) return false;
+  return true;
+}
+
+/** Codes `count` tags from index `first` of `tags` (16 bytes each). */
+export function encodeTagRuns(tags: Uint8Array, first: number, count: number): Buffer {
+  const out = Buffer.allocUnsafe(tagRunsLimit(count));
+  const end = first + count;
+  let length = 0;
+  const run = (kind: number, from: number, runCount: number, tagCount: number): void => {
+    length = out.writeUInt16LE((kind << 14) | (runCount - 1), length);
+    out.set(tags.subarray(from * TAG_BYTES, (from + tagCount) * TAG_BYTES), length);
+    length += tagCount * TAG_BYTES;
+  };
+  let literal = first;
+  const flush = (until: number): void => {
+    while (literal < until) {
+      const some = Math.min(RUN_TAGS, until - literal);
+      run(Kind.Tags, literal, some, some);
+      literal += some;
+    }
+  };
+  for (let at = first; at < end;) {
+    const zero = isZeroTag(tags, at);
+    let next = at + 1;
+    while (next < end && next - at < RUN_TAGS && sameTag(tags, at, tags, next)) next++;
+    if (zero || next - at >= SAME_PAYS) {
+      flush(at);
+      if (zero) run(Kind.Zero, at, next - at, 0);
+      else run(Kind.Same, at, next - at, 1);
+      literal = next;
+    }
+    at = next;
+  }
+  flush(end);
+  return out.subarray(0, length);
+}
+
+/**
+ * Decodes into `tags` from index `first`.
+ * @throws PagetideError `PT_PROTOCOL` when `coded` is not the coding of exactly `count` tags; `tags` may be written in part
+ */
+export function decodeTagRuns(coded: Uint8Array, tags: Uint8Array, first: number, count: number): void {
+  const end = first + count;
+  let at = first;
+  let offset = 0;
+  while (offset < coded.length) {
+    if (coded.length - offset < HEADER_BYTES) throw malformed('ends inside a header');
+    const header = coded[offset]! | (coded[offset + 1]! << 8);
+    offset += HEADER_BYTES;
+    const kind = header >> 14;
+    const runCount = (header & (RUN_TAGS - 1)) + 1;
+    if (kind > Kind.Same) throw malformed(`has a run of unknown kind ${kind}`);
+    if (runCount > end - at) throw malformed(`holds more than ${count} tags`);
+    const tagBytes = kind === Kind.Zero ? 0 : kind === Kind.Same ? TAG_BYTES : runCount * TAG_BYTES;
+    if (coded.length - offset < tagBytes) throw malformed('ends inside a run');
+    const source = coded.subarray(offset, offset + tagBytes);
+    if (kind === Kind.Zero) tags.fill(0, at * TAG_BYTES, (at + runCount) * TAG_BYTES);
+    else if (kind === Kind.Tags) tags.set(source, at * TAG_BYTES);
+    else for (let i = 0; i < runCount; i++) tags.set(source, (at + i) * TAG_BYTES);
+    at += runCount;
+    offset += tagBytes;
+  }
+  if (at !== end) throw malformed(`holds ${at - first} tags instead of ${count}`);
+}
+
+function malformed(what: string): PagetideError {
+  return new PagetideError('PT_PROTOCOL', `a run of tags ${what}`);
+}

@@ -1,0 +1,59 @@
+/** Frames that carry a manifest: tags of consecutive frames, and its end. */
+import { PagetideError } from '../errors.ts';
+import { CHUNK_FRAMES, DIGEST_BYTES, type Manifest } from '../pages/manifest.ts';
+import { decodeTagRuns, encodeTagRuns } from '../pages/tag-runs.ts';
+import { FrameType, WireLimit, encodeFrame, protocolError, readU32, writeU32 } from './wire.ts';
+
+const COUNT_BYTES = 4;
+
+/**
+ * Tags of `count` frames from `first`, as frames of {@link WireLimit.tags} tags at most.
+ * @param first of 4 KiB frames
+ */
+export function encodeTags(manifest: Manifest, first: number, count: number): Buffer[] {
+  if (first < 0 || count < 1 || first + count > manifest.frames)
+    throw new PagetideError('PT_BAD_ARGUMENT', `no frames ${first} … ${first + count} in this manifest`);
+  const frames: Buffer[] = [];
+  for (let at = first; at < first + count; at += WireLimit.tags) {
+    const some = Math.min(WireLimit.tags, first + count - at);
+    const head = Buffer.allocUnsafe(COUNT_BYTES);
+    writeU32(head, 0, some);
+    frames.push(encodeFrame(FrameType.Tags, 0, 0, at, Buffer.concat([head, encodeTagRuns(manifest.tags, at, some)])));
+  }
+  return frames;
+}
+
+/** Tags of whole chunks, of those that are wanted: `runs` is [first chunk, count, …]. */
+export function encodeChunks(manifest: Manifest, runs: ArrayLike<number>): Buffer[] {
+  const frames: Buffer[] = [];
+  for (let i = 0; i < runs.length; i += 2) {
+    const first = runs[i]! * CHUNK_FRAMES;
+    const end = Math.min(manifest.frames, (runs[i]! + runs[i + 1]!) * CHUNK_FRAMES);
+    frames.push(...encodeTags(manifest, first, end - first));
+  }
+  return frames;
+}
+
+export function encodeManifestEnd(manifest: Manifest): Buffer {
+  return encodeFrame(FrameType.ManifestEnd, 0, 0, manifest.frames, manifest.digest());
+}
+
+/**
+ * Takes a Tags frame into `manifest`.
+ * @throws PagetideError `PT_PROTOCOL`
+ */
+export function decodeTags(payload: Uint8Array, first: number, manifest: Manifest): void {
+  const count = readU32(payload, 0);
+  if (count < 1 || count > WireLimit.tags || first + count > manifest.frames)
+    throw protocolError(`tags of frames ${first} … ${first + count}: the guest has ${manifest.frames}`);
+  decodeTagRuns(payload.subarray(COUNT_BYTES), manifest.tags, first, count);
+  manifest.touch(first, count);
+}
+
+/** @throws PagetideError `PT_PROTOCOL` when `manifest` is not the one that the source means */
+export function checkManifestEnd(payload: Uint8Array, frames: number, manifest: Manifest): void {
+  if (frames !== manifest.frames || payload.length !== DIGEST_BYTES)
+    throw protocolError(`a manifest of ${frames} frames: the guest has ${manifest.frames}`);
+  if (!manifest.digest().equals(payload))
+    throw protocolError("the manifest's digest is not that of the source's: a tag was lost or damaged");
+}
