@@ -69,18 +69,16 @@ uint64_t MonotonicNanos() {
   return static_cast<uint64_t>(now.tv_sec) * 1000000000ull + static_cast<uint64_t>(now.tv_nsec);
 }
 
-Result<std::shared_ptr<FaultSession>> FaultSession::Create(Options options) {
-  if (options.page_size != 4096 && options.page_size != (2u << 20)) {
-    return ArgumentError("page size must be 4096 or 2097152, not " + std::to_string(options.page_size));
+Result<std::vector<Region>> CheckLayout(int uffd, std::vector<Region> regions, uint64_t page_size) {
+  if (page_size != 4096 && page_size != (2u << 20)) {
+    return ArgumentError("page size must be 4096 or 2097152, not " + std::to_string(page_size));
   }
-  if (options.regions.empty()) return ArgumentError("a session needs at least one region");
-  if (!IsUserfault(options.uffd))
-    return ArgumentError("descriptor " + std::to_string(options.uffd) + " is no userfaultfd");
-  auto by_offset = options.regions;
-  std::sort(by_offset.begin(), by_offset.end(), [](const Region& a, const Region& b) { return a.offset < b.offset; });
+  if (regions.empty()) return ArgumentError("guest memory has at least one region");
+  if (!IsUserfault(uffd)) return ArgumentError("descriptor " + std::to_string(uffd) + " is no userfaultfd");
+  std::sort(regions.begin(), regions.end(), [](const Region& a, const Region& b) { return a.offset < b.offset; });
   uint64_t at = 0;
-  for (const Region& region : by_offset) {
-    uint64_t mask = options.page_size - 1;
+  for (const Region& region : regions) {
+    uint64_t mask = page_size - 1;
     if (region.size == 0 || (region.size | region.host | region.offset) & mask)
       return ArgumentError("region is not aligned to the page size", region.host, region.size);
     if (region.host == 0 || region.host >= kAddressLimit || region.size > kAddressLimit - region.host)
@@ -89,17 +87,26 @@ Result<std::shared_ptr<FaultSession>> FaultSession::Create(Options options) {
       return ArgumentError("regions overlap or leave a gap at offset " + std::to_string(at), region.host, region.size);
     at += region.size;
   }
+  std::vector<const Region*> by_host;
+  for (const Region& region : regions) by_host.push_back(&region);
+  std::sort(by_host.begin(), by_host.end(), [](const Region* a, const Region* b) { return a->host < b->host; });
+  for (size_t i = 1; i < by_host.size(); i++) {
+    const Region *low = by_host[i - 1], *high = by_host[i];
+    if (low->host + low->size > high->host) return ArgumentError("regions overlap in memory", high->host, high->size);
+  }
+  if (!IsNegotiated(uffd, regions[0]))
+    return ArgumentError("descriptor " + std::to_string(uffd) + " is a userfaultfd without UFFDIO_API");
+  return regions;
+}
+
+Result<std::shared_ptr<FaultSession>> FaultSession::Create(Options options) {
+  auto layout = CheckLayout(options.uffd, options.regions, options.page_size);
+  if (!layout.ok()) return layout.error;
   std::shared_ptr<FaultSession> session(new FaultSession());
-  session->regions_ = by_offset;
+  session->regions_ = std::move(layout.value);
   for (const Region& region : session->regions_) session->by_host_.push_back(&region);
   std::sort(session->by_host_.begin(), session->by_host_.end(),
             [](const Region* a, const Region* b) { return a->host < b->host; });
-  for (size_t i = 1; i < session->by_host_.size(); i++) {
-    const Region *low = session->by_host_[i - 1], *high = session->by_host_[i];
-    if (low->host + low->size > high->host) return ArgumentError("regions overlap in memory", high->host, high->size);
-  }
-  if (!IsNegotiated(options.uffd, by_offset[0]))
-    return ArgumentError("descriptor " + std::to_string(options.uffd) + " is a userfaultfd without UFFDIO_API");
   session->page_size_ = options.page_size;
   session->page_shift_ = static_cast<uint32_t>(__builtin_ctzll(options.page_size));
   session->max_run_ = static_cast<uint32_t>(std::max<uint64_t>(1, kMaxRunBytes / options.page_size));
@@ -112,7 +119,8 @@ Result<std::shared_ptr<FaultSession>> FaultSession::Create(Options options) {
   int flags = fcntl(options.uffd, F_GETFL);
   if (flags < 0 || fcntl(options.uffd, F_SETFL, flags | O_NONBLOCK) != 0) return SyscallError("fcntl", errno);
   // Last, so that a failure leaves no file.
-  auto table = PageTable::Open(options.table_path, at / options.page_size, options.page_size, options.recover);
+  uint64_t bytes = session->regions_.back().offset + session->regions_.back().size;
+  auto table = PageTable::Open(options.table_path, bytes / options.page_size, options.page_size, options.recover);
   if (!table.ok()) return table.error;
   session->table_ = table.value;
   int64_t outstanding = 0;

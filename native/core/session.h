@@ -65,6 +65,10 @@ struct SessionCounts {
   uint64_t total, outstanding, present, zero, removed, installed, zero_installed, skipped, faults, removes, foreign;
 };
 
+// Checks a userfaultfd and the memory that it is to be registered for: a negotiated descriptor, the page size,
+// alignment, overlap, cover without gaps from offset 0. Changes nothing. Returns the regions by offset.
+Result<std::vector<Region>> CheckLayout(int uffd, std::vector<Region> regions, uint64_t page_size);
+
 class FaultSession {
  public:
   struct Options {

@@ -23,6 +23,7 @@
 
 #include "core/attach.h"
 #include "test/harness.h"
+#include "test/writer.h"
 
 namespace pagetide::test {
 
@@ -234,6 +235,7 @@ int SignalMode() {
 }  // namespace
 
 int HelperMain(const std::string& mode) {
+  if (mode.rfind("writer-", 0) == 0) return WriterMain(mode);
   memory = static_cast<uint8_t*>(
       mmap(nullptr, kHelperFrames * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   if (memory == MAP_FAILED) return 1;
