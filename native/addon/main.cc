@@ -37,6 +37,8 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitSystem(env, exports);
   InitSockets(env, exports);
   InitWatcher(env, exports);
+  InitTags(env, exports);
+  InitWriteTracking(env, exports);
   return exports;
 }
 

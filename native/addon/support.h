@@ -16,6 +16,7 @@ struct AddonState {
   Napi::FunctionReference error_class;
   Napi::FunctionReference session_class;
   Napi::FunctionReference watcher_class;
+  Napi::FunctionReference tracker_class;
 };
 
 inline AddonState& State(Napi::Env env) {
@@ -38,6 +39,8 @@ uv_loop_t* LoopOf(Napi::Env env);
 void InitSession(Napi::Env env, Napi::Object exports);
 void InitSystem(Napi::Env env, Napi::Object exports);
 void InitSockets(Napi::Env env, Napi::Object exports);
+void InitTags(Napi::Env env, Napi::Object exports);
 void InitWatcher(Napi::Env env, Napi::Object exports);
+void InitWriteTracking(Napi::Env env, Napi::Object exports);
 
 }  // namespace pagetide

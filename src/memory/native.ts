@@ -229,6 +229,18 @@ export interface UserfaultProbe {
   hugetlbfs: boolean;
 }
 
+/** The addon's half of {@link WriteTracker} in write-tracker.ts; a thing of one thread. */
+export interface NativeWriteTracker {
+  /** Frames in all regions. */
+  readonly frames: number;
+  /**
+   * Fills `runs` with (first frame, count) pairs. Returns how many, n ≥ 0, where the pass is complete, or −1 − n where it goes on
+   * with the next call. Allocates nothing.
+   */
+  scan(runs: Uint32Array): number;
+  close(): void;
+}
+
 /** The addon's exports. */
 export interface Native {
   createSession(options: SessionOptions): FaultSession;
@@ -258,6 +270,15 @@ export interface Native {
   /** Which of the region's frames the process has in memory, as extents; from `/proc/pid/pagemap` (private memory). */
   presentExtents(pid: number, address: number, size: number): Extent[];
 
+  /**
+   * Tracks what process `pid` writes; see native/core/write_tracking.h. `uffd`: a userfaultfd of that process with
+   * {@link Native.trackingFeatures}, the tracker's own from now on unless this throws. `regions`: address, size and offset of
+   * each, one after the other.
+   */
+  createWriteTracker(pid: number, uffd: number, pageSize: number, regions: Float64Array): NativeWriteTracker;
+  /** Features that a userfaultfd for write tracking is made with. */
+  trackingFeatures: bigint;
+
   /** Extents of `fd` that hold data, from `SEEK_DATA`/`SEEK_HOLE`, within [offset, offset+length). */
   dataExtents(fd: number, offset: number, length: number): Extent[];
   /** Whether `length` bytes of `data` from `offset` are all zero. */
@@ -268,6 +289,38 @@ export interface Native {
   destroyArena(id: number): void;
   /** A view of the arena's memory. */
   arenaView(id: number): Uint8Array;
+
+  /**
+   * Takes a copy of a domain's secret of 32 bytes into native memory (kept out of core dumps, wiped when closed) and returns its
+   * number, valid in every thread. The caller wipes its own copy. Throws `PT_BAD_ARGUMENT` for another length.
+   */
+  openDomainKey(bytes: Uint8Array): number;
+  /** Forgets the key. Calls of other threads that use it just now end first. Idempotent. */
+  closeDomainKey(key: number): void;
+  /**
+   * Tags `count` pages of 4096 bytes from the beginning of `pages` into `tags` (16 bytes each); both may be views of shared
+   * memory. Returns how many are zero. See native/core/tags.h for the scheme.
+   */
+  tagPages(key: number, pages: Uint8Array, count: number, tags: Uint8Array): number;
+  /**
+   * Tags `count` frames (1 to 512) of 4096 bytes of the open file `fd` from byte `fileOffset`, a multiple of 4096; the first tag
+   * becomes tag number `firstTag` of `tags`. Holes are zero pages and aren't read; the rest is read with `pread`, never through
+   * a mapping. `scratch` holds a page at least, 256 KiB at best. Returns how many are zero. Throws `PT_SYSCALL` (EIO), with the
+   * range, where the file ends inside it.
+   */
+  tagFile(
+    key: number,
+    fd: number,
+    fileOffset: number,
+    count: number,
+    tags: Uint8Array,
+    firstTag: number,
+    scratch: Uint8Array,
+  ): number;
+  /** Whether a page of 4096 bytes has this tag of 16. Allocates nothing. */
+  verifyPage(key: number, page: Uint8Array, tag: Uint8Array): boolean;
+  /** What digests pages on this CPU: `sha-ni` or `portable`. */
+  digestEngine: string;
 
   /** A listening Unix socket, mode 0600, non-blocking. Throws `PT_SOCKET_IN_USE`. */
   listenUnix(path: string): number;
