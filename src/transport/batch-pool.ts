@@ -1,7 +1,7 @@
 /** The batch workers of the page server: a piscina of fixed size with a finite queue. */
-import { Piscina } from 'piscina';
+import type { Piscina } from 'piscina';
+import { batchWorkers } from '../batch-workers.ts';
 import { PagetideError, asPagetideError } from '../errors.ts';
-import { WORKER_LIMITS } from '../memory/release-memory.ts';
 import type { BatchResult, BatchTask } from './batch-task.ts';
 
 /** Tasks that may wait for each thread: enough to keep it busy, few enough that a withdrawn guest's end soon. */
@@ -20,15 +20,7 @@ export class BatchPool {
 
   constructor(threads: number) {
     this.#room = threads * (1 + QUEUE_PER_THREAD);
-    this.#pool = new Piscina<BatchTask, BatchResult>({
-      filename: new URL('../../workers/batch-worker.js', import.meta.url).href,
-      minThreads: threads,
-      maxThreads: threads,
-      maxQueue: threads * QUEUE_PER_THREAD,
-      atomics: 'disabled',
-      resourceLimits: WORKER_LIMITS,
-      closeTimeout: 5_000,
-    });
+    this.#pool = batchWorkers<BatchTask, BatchResult>('batch-worker', threads, threads * QUEUE_PER_THREAD);
   }
 
   /** Whether {@link run} would take a task now. */
