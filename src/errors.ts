@@ -50,6 +50,12 @@ export const ERROR_CODES = {
   PT_HANDOVER_TOO_LARGE: { status: 400, hint: 'The VMM must send one JSON array of regions with one userfaultfd.' },
   PT_MEMORY_FILE: { status: 422, hint: 'The memory file must hold every region of the guest, and must not change.' },
   PT_MANIFEST_INVALID: { status: 422, hint: 'Make the manifest anew with `pagetide manifest`; it costs one scan.' },
+  // the shared-page cache
+  PT_CACHE_IN_USE: { status: 409, hint: 'One agent, one cache file: configure another path, or stop that agent.' },
+  PT_CACHE_FILE: {
+    status: 422,
+    hint: 'Remove the cache file, or configure another path; it only holds copies, and is made anew.',
+  },
   // between agents
   PT_PEER_UNREACHABLE: { status: 502, hint: 'Check the address and that the agent there is running.' },
   PT_PEER_FAILED: { status: 502, hint: 'The cause is the other agent’s own error.' },

@@ -39,6 +39,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitWatcher(env, exports);
   InitTags(env, exports);
   InitWriteTracking(env, exports);
+  InitCache(env, exports);
   return exports;
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 
+#include "addon/cache.h"
 #include "addon/registry.h"
 #include "addon/support.h"
 #include "core/memory.h"
@@ -41,6 +42,7 @@ class SessionView : public Napi::ObjectWrap<SessionView> {
                            InstanceMethod<&SessionView::Install>("install"),
                            InstanceMethod<&SessionView::InstallFromFile>("installFromFile"),
                            InstanceMethod<&SessionView::InstallFromArena>("installFromArena"),
+                           InstanceMethod<&SessionView::InstallFromCache>("installFromCache"),
                            InstanceMethod<&SessionView::InstallZero>("installZero"),
                            InstanceMethod<&SessionView::MarkZero>("markZero"),
                            InstanceMethod<&SessionView::Wake>("wake"),
@@ -241,6 +243,35 @@ class SessionView : public Napi::ObjectWrap<SessionView> {
     return Finish(info.Env(), result, outcome);
   }
 
+  Napi::Value InstallFromCache(const Napi::CallbackInfo& info) {
+    int64_t frame, count, cache_id;
+    uint8_t* tags;
+    size_t size;
+    if (!GetFrames(info, &frame, &count) || !GetBytes(info, 2, &tags, &size) ||
+        !GetInt(info, 3, 1, UINT32_MAX, &cache_id))
+      return info.Env().Undefined();
+    int32_t* outcome = Fields(info, 4, 4);
+    if (outcome == nullptr) return info.Env().Undefined();
+    if (size / sizeof(Tag) < static_cast<uint64_t>(frame + count))
+      return Throw(info.Env(), MakeError(ErrorKind::Internal, "fewer tags than frames"));
+    if (session_->page_size() != kCachePage)
+      return Throw(info.Env(), ArgumentError("the cache holds pages of 4096 bytes, the guest's are larger"));
+    // As with the arena; but not kept alive, so that a cache that was destroyed is closed although this thread used it.
+    if (cache_id_ != cache_id) {
+      cache_ = Caches().Find(static_cast<uint32_t>(cache_id));
+      cache_id_ = cache_id;
+    }
+    std::shared_ptr<SharedCache> shared = cache_.lock();
+    if (!shared) {
+      // Closed meanwhile: the guest is served from elsewhere.
+      Installed none;
+      none.outcome = Outcome::Absent;
+      none.next = static_cast<uint64_t>(frame);
+      return Finish(info.Env(), none, outcome);
+    }
+    return Finish(info.Env(), session_->InstallFromCache(frame, count, tags, *shared->cache), outcome);
+  }
+
   Napi::Value InstallZero(const Napi::CallbackInfo& info) {
     int64_t frame, count;
     if (!GetFrames(info, &frame, &count)) return info.Env().Undefined();
@@ -310,6 +341,8 @@ class SessionView : public Napi::ObjectWrap<SessionView> {
   std::shared_ptr<FaultSession> session_;
   std::shared_ptr<Arena> arena_;
   int64_t arena_id_ = 0;
+  std::weak_ptr<SharedCache> cache_;
+  int64_t cache_id_ = 0;
   uint8_t* scratch_ = nullptr;
   int loop_fd_ = -1;
 };

@@ -14,6 +14,10 @@ const char* CodeOf(const Error& error) {
       return "PT_UNSUPPORTED_HOST";
     case ErrorKind::InUse:
       return "PT_SOCKET_IN_USE";
+    case ErrorKind::CacheInUse:
+      return "PT_CACHE_IN_USE";
+    case ErrorKind::CacheFile:
+      return "PT_CACHE_FILE";
     case ErrorKind::Argument:
       return "PT_BAD_ARGUMENT";
     case ErrorKind::Internal:

@@ -42,5 +42,6 @@ void InitSockets(Napi::Env env, Napi::Object exports);
 void InitTags(Napi::Env env, Napi::Object exports);
 void InitWatcher(Napi::Env env, Napi::Object exports);
 void InitWriteTracking(Napi::Env env, Napi::Object exports);
+void InitCache(Napi::Env env, Napi::Object exports);
 
 }  // namespace pagetide

@@ -15,6 +15,8 @@ enum class ErrorKind {
   Permission,   // the host does not let us (EPERM, EACCES where a right is what lacks)
   Unsupported,  // the kernel lacks it
   InUse,        // somebody else has it: socket, folder
+  CacheInUse,   // another agent, or another opener of this one, has the cache file
+  CacheFile,    // a cache file of another size, version or kind, or one that was cut off while in use
   Internal,
 };
 

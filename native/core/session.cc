@@ -60,9 +60,6 @@ Installed Refused(uint64_t frame) {
 
 }  // namespace
 
-// Counters in the page table's header; their order is part of its version.
-enum : size_t { kInstalled, kZeroInstalled, kSkipped, kFaults, kRemoves, kForeign };
-
 uint64_t MonotonicNanos() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);

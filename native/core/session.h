@@ -25,6 +25,8 @@
 
 namespace pagetide {
 
+class PageCache;
+
 struct Region {
   uint64_t host;    // address in the guest's process
   uint64_t size;    // bytes
@@ -39,6 +41,7 @@ enum class Outcome : int {
   Foreign = 3,  // EEXIST on a frame that nobody here installed; it is `next`, and it is not woken
   Short = 4,    // the source did not give the whole page of frame `next`
   Failed = 5,   // any other errno, in `err`
+  Absent = 6,   // the cache does not have the page of frame `next`: ask elsewhere
 };
 
 struct Installed {
@@ -68,6 +71,9 @@ struct SessionCounts {
 // Checks a userfaultfd and the memory that it is to be registered for: a negotiated descriptor, the page size,
 // alignment, overlap, cover without gaps from offset 0. Changes nothing. Returns the regions by offset.
 Result<std::vector<Region>> CheckLayout(int uffd, std::vector<Region> regions, uint64_t page_size);
+
+// Counters in the page table's header; their order is part of its version.
+enum TableCounter : size_t { kInstalled, kZeroInstalled, kSkipped, kFaults, kRemoves, kForeign };
 
 class FaultSession {
  public:
@@ -116,6 +122,10 @@ class FaultSession {
                             size_t scratch_size);
   Installed InstallFromSlots(uint64_t frame, uint64_t count, const uint8_t* arena, uint64_t slots_in_arena,
                              const uint32_t* slots);
+  // From the shared-page cache, up to the first frame that it lacks (Absent). The tag of frame n is at tags + 16 n; one
+  // that is all zero makes its frame Zero, and counts as skipped: the page of zeros comes when the frame faults. Pages
+  // of 4096 bytes only.
+  Installed InstallFromCache(uint64_t frame, uint64_t count, const uint8_t* tags, PageCache& cache);
   Installed InstallZero(uint64_t frame, uint64_t count);
   uint64_t MarkZero(uint64_t frame, uint64_t count);
   Error Wake(uint64_t frame, uint64_t count);

@@ -45,8 +45,51 @@ export const Outcome = {
   Short: 4,
   /** Any other error; `outcome[Errno]` has the number. */
   Failed: 5,
+  /** The shared-page cache lacks the page of frame `outcome[Next]`: ask elsewhere. */
+  Absent: 6,
 } as const;
 export type Outcome = (typeof Outcome)[keyof typeof Outcome];
+
+/** What inserting a page into the cache came to. Keep equal to `Insertion` in native/core/page_cache.h. */
+export const Insertion = {
+  Inserted: 0,
+  /** It was there already. */
+  Present: 1,
+  /** The page does not have that tag, or the tag is the zero page's, which is never cached. */
+  Rejected: 2,
+  /** The domain has no key here: the page could not be verified. */
+  Unverified: 3,
+  /** Every slot is held by a running migration, or just being read. */
+  Full: 4,
+  /** The cache's file was cut off: it is of no use any more. */
+  Lost: 5,
+} as const;
+export type Insertion = (typeof Insertion)[keyof typeof Insertion];
+
+/** Counters since the cache was opened. */
+export interface CacheStats {
+  /** Pages that there is room for. */
+  slots: number;
+  /** Pages that there are. */
+  used: number;
+  /** Pages that running migrations hold. */
+  pinned: number;
+  /** Lookups, by installs and reads. */
+  hits: number;
+  misses: number;
+  insertions: number;
+  evictions: number;
+  /** Insertions whose page did not have its tag, or could not be verified. */
+  rejected: number;
+  /** Slots of an earlier run that were half written, damaged, or whose page did not have its tag at its first use. */
+  dropped: number;
+  /** Insertions for which no slot was to be had. */
+  refused: number;
+  /** Bytes of the index, which is in memory: 46 a slot. */
+  indexBytes: number;
+  /** The file was cut off while in use: every lookup misses. */
+  lost: boolean;
+}
 
 /** Indices into the Int32Array that install calls fill. */
 export const OutcomeField = { Installed: 0, Skipped: 1, Next: 2, Errno: 3 } as const;
@@ -171,6 +214,14 @@ export interface FaultSession {
     first: number,
     outcome: Int32Array,
   ): Outcome;
+  /**
+   * The same from the shared-page cache, page by page, up to the first frame that it lacks: `Absent`, that frame in
+   * `outcome[Next]`. A cache that was closed lacks everything. Frames whose tag is all zero become Zero, and count as
+   * skipped: their page of zeros comes with {@link installZero} when they fault. Guests with pages of 4096 bytes only.
+   * @param tags of all frames, 16 bytes each; the tag of frame n is at 16 n. Usually over shared memory.
+   * @param cache id of the cache
+   */
+  installFromCache(frame: number, count: number, tags: Uint8Array, cache: number, outcome: Int32Array): Outcome;
   /** Installs zero pages where the frame is Zero, Removed, or Present but gone (punched); wakes where a page is there. */
   installZero(frame: number, count: number, outcome: Int32Array): Outcome;
   /** Content turned out to be zero: Missing/Wanted/InFlight → Zero. Installs nothing. Returns how many frames changed. */
@@ -321,6 +372,33 @@ export interface Native {
   verifyPage(key: number, page: Uint8Array, tag: Uint8Array): boolean;
   /** What digests pages on this CPU: `sha-ni` or `portable`. */
   digestEngine: string;
+
+  /**
+   * Opens or makes the shared-page cache file of at most `bytes` bytes; returns its id, valid in every thread. Used by
+   * src/pages/cache.ts, which says more, as do the calls below.
+   */
+  createCache(path: string, bytes: number, replace: boolean): number;
+  destroyCache(id: number): void;
+  /** 1 to 64 bytes; none: the domain's key is forgotten. */
+  cacheKey(id: number, domain: number, key: Uint8Array): void;
+  cacheInsert(
+    id: number,
+    domain: number,
+    tags: Uint8Array,
+    tagOffset: number,
+    pages: Uint8Array,
+    pageOffset: number,
+    value: number,
+  ): Insertion;
+  cacheRead(id: number, tags: Uint8Array, tagOffset: number, into: Uint8Array, offset: number): boolean;
+  /** `present` gets a byte a tag, 1 where it is there. Returns how many are. */
+  cacheHas(id: number, tags: Uint8Array, present: Uint8Array): number;
+  cacheSetValue(id: number, tags: Uint8Array, value: number): number;
+  cachePin(id: number, set: number, tags: Uint8Array): number;
+  cacheUnpin(id: number, set: number): number;
+  cacheRemoveDomain(id: number, domain: number): number;
+  cacheClear(id: number): number;
+  cacheStats(id: number): CacheStats;
 
   /** A listening Unix socket, mode 0600, non-blocking. Throws `PT_SOCKET_IN_USE`. */
   listenUnix(path: string): number;

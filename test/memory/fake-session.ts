@@ -140,6 +140,9 @@ export class FakeSession implements FaultSession {
   installFromArena(): Outcome {
     throw new Error('not faked');
   }
+  installFromCache(): Outcome {
+    throw new Error('not faked');
+  }
   installZero(frame: number, count: number, outcome: Int32Array): Outcome {
     return this.each(frame, count, outcome, (f) => {
       const state = this.table[f];

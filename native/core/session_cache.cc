@@ -1,0 +1,64 @@
+// Installing from the shared-page cache: lookup and UFFDIO_COPY in one, straight from the slot.
+//
+// The cache counts this thread in as a reader of the slot before the frame is claimed, and out after the copy: no
+// evictor can put another page there in between (see cache_index.h). A look at the slot after the copy would be too
+// late: by then the guest has the page.
+#include <cerrno>
+
+#include "core/page_cache.h"
+#include "core/session.h"
+
+namespace pagetide {
+
+Installed FaultSession::InstallFromCache(uint64_t frame, uint64_t count, const uint8_t* tags, PageCache& cache) {
+  Installed result;
+  result.next = frame;
+  if (!CheckFrames(frame, count) || page_size_ != kCachePage) {
+    result.outcome = Outcome::Failed;
+    result.err = EINVAL;
+    return result;
+  }
+  uint64_t end = frame + count;
+  FrameState before[1];
+  while (result.next < end && result.outcome == Outcome::Done) {
+    uint64_t at = result.next;
+    if (!NeedsContent(table_->Get(at))) {
+      result.skipped++;
+      result.next = at + 1;
+      continue;
+    }
+    // A copy: another thread may be writing the manifest.
+    Tag tag = Tag::Load(tags + at * sizeof(Tag));
+    if (at + 1 < end) cache.Prefetch(Tag::Load(tags + (at + 1) * sizeof(Tag)));
+    if (tag.IsZero()) {
+      MarkZero(at, 1);
+      result.skipped++;
+      result.next = at + 1;
+      continue;
+    }
+    PageCache::Hit hit;
+    if (!cache.Enter(tag, &hit)) {
+      result.outcome = Outcome::Absent;
+      break;
+    }
+    EnterInstall();
+    if (ClaimRun(at, at + 1, before) == 1) {
+      result.outcome = CopyRun(at, 1, hit.page, before, &result);
+    } else {
+      result.skipped++;
+      result.next = at + 1;
+    }
+    LeaveInstall();
+    cache.Leave(hit);
+    if (result.outcome == Outcome::Failed && result.err == EFAULT) {
+      // The mapping ends before the slot: somebody cut the file off. The guest's side never answers EFAULT to a copy.
+      cache.Lose();
+      result.outcome = Outcome::Absent;
+      result.err = 0;
+    }
+  }
+  table_->counter(kSkipped).fetch_add(result.skipped, std::memory_order_relaxed);
+  return result;
+}
+
+}  // namespace pagetide
