@@ -12,8 +12,10 @@
 //  * All of its space is allocated before it is mapped, so that no store fails for lack of it.
 //  * Somebody may cut the file off while it is mapped. The mapping is therefore never read or written by instructions
 //    of ours: pages reach guests by UFFDIO_COPY and are stored by process_vm_writev on this very process, and both
-//    answer EFAULT where a store would be a signal. Neither can make the file longer again: pwrite would, and would
-//    leave holes before itself that read as zero pages. What is read for checking is read with pread: short there.
+//    answer EFAULT where a store would be a signal. (Only the page in which the file then ends is still readable, with
+//    zeros behind the end: the length is looked at before a fault is answered from the mapping.) Neither can make the
+//    file longer again: pwrite would, and would leave holes before itself that read as zero pages. What is read for
+//    checking is read with pread: short there.
 //  * Whoever may open the file for writing may also overwrite it in place, at the same length. That is the agent's
 //    user only (mode 0600), who could write to the guests just as well; nothing is done about it while the file is in
 //    use. What was done to it while no agent had it is found by the check of each page at its first use.

@@ -11,28 +11,25 @@ constexpr int kMaxTries = 4;
 }  // namespace
 
 Error CacheIndex::Make(uint32_t slots) {
-  slots_ = slots;
-  if (Error error = tags_.Make(slots)) return error;
-  if (Error error = words_.Make(slots)) return error;
-  if (Error error = chains_.Make(slots)) return error;
+  if (Error error = slots_.Make(slots)) return error;
   return heads_.Make(slots);
 }
 
 bool CacheIndex::Holds(uint32_t slot, const Tag& tag) const {
-  Pair& pair = const_cast<Pair&>(tags_[slot]);
-  return std::atomic_ref<uint64_t>(pair.low).load(std::memory_order_relaxed) == tag.low &&
-         std::atomic_ref<uint64_t>(pair.high).load(std::memory_order_relaxed) == tag.high;
+  Slot& one = const_cast<Slot&>(slots_[slot]);
+  return std::atomic_ref<uint64_t>(one.low).load(std::memory_order_relaxed) == tag.low &&
+         std::atomic_ref<uint64_t>(one.high).load(std::memory_order_relaxed) == tag.high;
 }
 
 Tag CacheIndex::TagOf(uint32_t slot) const {
-  return {tags_[slot].low, tags_[slot].high};
+  return {slots_[slot].low, slots_[slot].high};
 }
 
 uint32_t CacheIndex::Walk(const Tag& tag) const {
   uint32_t cell = Cell(heads_[Bucket(tag)]).load(std::memory_order_acquire);
   for (uint32_t step = 0; cell != 0 && step < kMaxWalk; step++) {
     if (Holds(cell - 1, tag)) return cell - 1;
-    cell = Cell(chains_[cell - 1]).load(std::memory_order_acquire);
+    cell = Cell(slots_[cell - 1].chain).load(std::memory_order_acquire);
   }
   return kNoSlot;
 }
@@ -74,7 +71,7 @@ bool CacheIndex::Has(const Tag& tag) {
 
 uint32_t CacheIndex::Find(const Tag& tag) const {
   uint32_t cell = Cell(heads_[Bucket(tag)]).load(std::memory_order_relaxed);
-  for (; cell != 0; cell = Cell(chains_[cell - 1]).load(std::memory_order_relaxed)) {
+  for (; cell != 0; cell = Cell(slots_[cell - 1].chain).load(std::memory_order_relaxed)) {
     if (Holds(cell - 1, tag)) return cell - 1;
   }
   return kNoSlot;
@@ -82,12 +79,12 @@ uint32_t CacheIndex::Find(const Tag& tag) const {
 
 void CacheIndex::Publish(uint32_t slot, const Tag& tag, bool verified) {
   changes_.fetch_add(1, std::memory_order_acq_rel);
-  std::atomic_ref<uint64_t>(tags_[slot].low).store(tag.low, std::memory_order_relaxed);
-  std::atomic_ref<uint64_t>(tags_[slot].high).store(tag.high, std::memory_order_relaxed);
+  std::atomic_ref<uint64_t>(slots_[slot].low).store(tag.low, std::memory_order_relaxed);
+  std::atomic_ref<uint64_t>(slots_[slot].high).store(tag.high, std::memory_order_relaxed);
   uint32_t generation = Generation(slot) + 1;
   Word(slot).store(generation << kGenerationShift | kLive | (verified ? kVerified : 0), std::memory_order_release);
   std::atomic_ref<uint32_t> head = Cell(heads_[Bucket(tag)]);
-  Cell(chains_[slot]).store(head.load(std::memory_order_relaxed), std::memory_order_release);
+  Cell(slots_[slot].chain).store(head.load(std::memory_order_relaxed), std::memory_order_release);
   head.store(slot + 1, std::memory_order_release);
   changes_.fetch_add(1, std::memory_order_release);
 }
@@ -95,8 +92,8 @@ void CacheIndex::Publish(uint32_t slot, const Tag& tag, bool verified) {
 void CacheIndex::Unchain(uint32_t slot) {
   changes_.fetch_add(1, std::memory_order_acq_rel);
   const uint32_t* at = &heads_[Bucket(TagOf(slot))];
-  for (uint32_t cell; (cell = Cell(*at).load(std::memory_order_relaxed)) != slot + 1;) at = &chains_[cell - 1];
-  Cell(*at).store(Cell(chains_[slot]).load(std::memory_order_relaxed), std::memory_order_release);
+  for (uint32_t cell; (cell = Cell(*at).load(std::memory_order_relaxed)) != slot + 1;) at = &slots_[cell - 1].chain;
+  Cell(*at).store(Cell(slots_[slot].chain).load(std::memory_order_relaxed), std::memory_order_release);
   changes_.fetch_add(1, std::memory_order_release);
 }
 

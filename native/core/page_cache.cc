@@ -154,7 +154,7 @@ Insertion PageCache::Insert(const Tag& tag, uint32_t domain, const uint8_t* page
     return verdict == Verdict::Wrong ? Insertion::Rejected : Insertion::Unverified;
   }
   // Checked here too, as a file that was cut off and made longer again would have holes where pages are looked for.
-  if (!file_->IsWhole()) Lose();
+  CheckWhole();
   if (lost_.load(std::memory_order_relaxed)) return Insertion::Lost;
 
   StoredSlot header{};

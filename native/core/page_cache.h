@@ -95,6 +95,11 @@ class PageCache {
   bool Read(const Tag& tag, uint8_t* into);
   // Whether it seems to be there; counts nothing, and is no promise.
   bool Has(const Tag& tag) { return !lost_.load(std::memory_order_relaxed) && index_.Has(tag); }
+  // Loses the cache where its file no longer has its length. For whoever copies pages from the mapping: beyond the
+  // file's end that is EFAULT, but the page in which it ends reads as zeros from there on, without any error.
+  void CheckWhole() {
+    if (!file_->IsWhole()) Lose();
+  }
   // The file was cut off: every lookup misses from now on, and nothing is inserted.
   void Lose() { lost_.store(true, std::memory_order_relaxed); }
 

@@ -10,6 +10,11 @@
 
 namespace pagetide {
 
+namespace {
+// Frames installed between two looks at the length of the cache's file: one look is a tenth of an install.
+constexpr uint64_t kFramesALook = 16;
+}  // namespace
+
 Installed FaultSession::InstallFromCache(uint64_t frame, uint64_t count, const uint8_t* tags, PageCache& cache) {
   Installed result;
   result.next = frame;
@@ -19,6 +24,7 @@ Installed FaultSession::InstallFromCache(uint64_t frame, uint64_t count, const u
     return result;
   }
   uint64_t end = frame + count;
+  uint64_t frames_to_look = 0;
   FrameState before[1];
   while (result.next < end && result.outcome == Outcome::Done) {
     uint64_t at = result.next;
@@ -35,6 +41,10 @@ Installed FaultSession::InstallFromCache(uint64_t frame, uint64_t count, const u
       result.skipped++;
       result.next = at + 1;
       continue;
+    }
+    if (frames_to_look-- == 0) {
+      cache.CheckWhole();
+      frames_to_look = kFramesALook - 1;
     }
     PageCache::Hit hit;
     if (!cache.Enter(tag, &hit)) {

@@ -9,6 +9,7 @@
  * The cache itself is native and process-wide; an object of this class is one thread's handle to it. What is in the
  * file, why a wrong page is never served, and what becomes of a damaged file: docs/cache.md.
  */
+import { threadId } from 'node:worker_threads';
 import { PagetideError } from '../errors.ts';
 import { native, type CacheStats, type Insertion } from '../memory/native.ts';
 
@@ -33,8 +34,8 @@ export interface PageCacheOptions {
   replace?: boolean;
 }
 
-/** Running migrations by the number that native code knows them by; a number is never used again. */
-let lastPinSet = 0;
+/** The number that native code knows a set of pins by: of this thread alone, and never used again. */
+let lastPinSet = threadId * 2 ** 32;
 
 /** Pages that are kept from being evicted. */
 export interface Pins {
