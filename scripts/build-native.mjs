@@ -19,20 +19,15 @@ const nodeGyp = createRequire(import.meta.url).resolve('node-gyp/bin/node-gyp.js
 const prefix = resolve(dirname(process.execPath), '..');
 const headers = [prefix, '/usr', '/usr/local'].find((dir) => existsSync(join(dir, 'include/node/node_api.h')));
 
-const action = process.argv.includes('--clean')
-  ? 'rebuild'
-  : existsSync(join(root, 'native/build/Makefile'))
-    ? 'build'
-    : 'rebuild';
-const args = [
-  nodeGyp,
-  action,
-  '-C',
-  'native',
-  `--jobs=${availableParallelism()}`,
-  ...(headers ? [`--nodedir=${headers}`] : []),
-];
-const built = spawnSync(process.execPath, args, { cwd: root, stdio: ['ignore', 'pipe', 'pipe'], encoding: 'utf8' });
+// Sources are found when the Makefile is made, so it is made each time: a file that is new would be left out otherwise.
+const actions = process.argv.includes('--clean') ? ['rebuild'] : ['configure', 'build'];
+let built;
+for (const action of actions) {
+  const args = [nodeGyp, action, '-C', 'native', ...(headers ? [`--nodedir=${headers}`] : [])];
+  if (action !== 'configure') args.push(`--jobs=${availableParallelism()}`);
+  built = spawnSync(process.execPath, args, { cwd: root, stdio: ['ignore', 'pipe', 'pipe'], encoding: 'utf8' });
+  if (built.status !== 0) break;
+}
 if (built.status !== 0) {
   process.stderr.write(built.stdout + built.stderr);
   console.error(

@@ -41,6 +41,10 @@ export const ERROR_CODES = {
   PT_GUEST_UNSAFE: { status: 422, hint: 'docs/qemu.md lists the devices and memory set-ups that are safe to move.' },
   PT_MEMORY_PRESENT: { status: 422, hint: 'Start the destination without preallocated, locked or huge-page memory.' },
   PT_FOREIGN_PAGE: { status: 500, hint: "Something else wrote to the guest's memory; the guest is kept stopped." },
+  PT_PAGE_MISMATCH: {
+    status: 502,
+    hint: 'It is asked for again and never used. If it goes on: look at the source host for failing memory.',
+  },
   PT_VERIFY_FAILED: {
     status: 500,
     hint: "Keep the guest's memory files as they are, and report it with both agents' logs.",

@@ -6,6 +6,7 @@ import { mkdir } from 'node:fs/promises';
 import type { MigrationHost } from '../migration/host.ts';
 import { compactOwnership } from '../migration/ownership/index.ts';
 import { WorkerPools } from '../memory/worker-pools.ts';
+import { TagPool } from '../pages/tag-pool.ts';
 import { PageServer } from '../transport/page-server.ts';
 import { PeerClient } from '../transport/peer.ts';
 import { Agent } from './agent.ts';
@@ -48,6 +49,8 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
 
     const pools = new WorkerPools(config.faultWorkers);
     undo.push(() => pools.close());
+    const tagPool = new TagPool(config.batchWorkers);
+    undo.push(() => tagPool.close());
     const { host, port } = config.listen;
     const pageServer = await PageServer.start({
       host,
@@ -66,7 +69,7 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     const url = config.advertise ?? pageServer.address().url;
     const agent = new Agent(
       config,
-      migrationHost(config, { guests, journal, pools, pageServer, url, log }),
+      migrationHost(config, { guests, journal, pools, tagPool, pageServer, url, log }),
       guests,
       journal,
       log,
@@ -89,18 +92,20 @@ interface Parts {
   guests: Guests;
   journal: Journal;
   pools: WorkerPools;
+  tagPool: TagPool;
   pageServer: PageServer;
   url: string;
   log: ReturnType<typeof createLogger>;
 }
 
 function migrationHost(config: AgentConfig, parts: Parts): MigrationHost {
-  const { guests, journal, pools, pageServer, url, log } = parts;
+  const { guests, journal, pools, tagPool, pageServer, url, log } = parts;
   const { fill, timeouts, spinMicros } = config;
   return {
     log,
     pageServer,
     pools,
+    tagPool,
     url,
     settings: {
       spinMicros,

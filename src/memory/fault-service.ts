@@ -27,6 +27,7 @@ import { MOST_UNITS, toUnits } from './histogram.ts';
 import type { LocalPages } from './local-pages.ts';
 import { FrameState, Outcome, OutcomeField, OUTCOME_FIELDS, WaitField, WaitFlag, WAIT_FIELDS } from './native.ts';
 import type { FaultSession } from './native.ts';
+import type { NamedPages } from './named-pages.ts';
 import type { Serving } from './serving.ts';
 
 /** Where pages come from that this host lacks: the demand connection. */
@@ -56,6 +57,8 @@ export interface FaultServiceOptions {
   serving: Serving;
   local?: LocalPages | undefined;
   demand?: DemandPages | undefined;
+  /** Where the pages have names: what is here already is taken from here, and what comes is checked. */
+  named?: NamedPages | undefined;
   /** How long to look for the next fault before going to sleep, microseconds. */
   spinMicros: number;
   onEvent: (event: FaultServiceEvent) => void;
@@ -73,6 +76,8 @@ interface Parked {
 }
 
 const FAULTS_A_READ = 64;
+/** Frames that get a page with the one that faulted, where they have the same. */
+const SPREAD = 32;
 /** Parked faults are looked at this often, milliseconds. */
 const PARKED_MS = 1;
 /** What met trouble (a refusing source, no memory) is tried again after this long, microseconds. */
@@ -94,6 +99,7 @@ export class FaultService {
   private readonly serving: Serving;
   private readonly local: LocalPages | undefined;
   private readonly demand: DemandPages | undefined;
+  private readonly named: NamedPages | undefined;
   private readonly spinMicros: number;
   private readonly onEvent: (event: FaultServiceEvent) => void;
 
@@ -119,6 +125,7 @@ export class FaultService {
     this.serving = options.serving;
     this.local = options.local;
     this.demand = options.demand;
+    this.named = options.named;
     this.spinMicros = options.spinMicros;
     this.onEvent = options.onEvent;
     this.table = this.session.table;
@@ -164,7 +171,11 @@ export class FaultService {
 
   /** An answer from the demand connection: the page of `frame` lies in `page` at `offset`, or is all zero. */
   answer(frame: number, page: Uint8Array, offset: number, zero: boolean): void {
-    const { session, outcome } = this;
+    const { session, outcome, named } = this;
+    if (named !== undefined && !(zero ? named.isZero(frame) : named.verify(frame, page, offset))) {
+      this.mismatch(frame);
+      return;
+    }
     if (zero) {
       session.markZero(frame, 1);
       this.serving.addPages('demand', 0, session.pageSize, 0);
@@ -175,6 +186,7 @@ export class FaultService {
     this.serving.addPages('demand', session.pageSize, session.pageSize, outcome[OutcomeField.Installed]!);
     if (result === Outcome.Done && outcome[OutcomeField.Installed] === 1) {
       this.finish(frame);
+      if (named !== undefined) this.spread(named, frame, page, offset);
     } else if (result === Outcome.Done) {
       // Nothing to install any more: the fill was first, or the guest gave the frame up meanwhile.
       this.finishZero(frame);
@@ -182,6 +194,31 @@ export class FaultService {
       const copy = Uint8Array.prototype.slice.call(page, offset, offset + session.pageSize);
       this.setBack(frame, result, this.sinceOf(frame), copy);
     }
+  }
+
+  /**
+   * The same page for the next few frames that have it: whoever waits there needs no answer of its own. Not for all of
+   * them, which may be all of the guest's: other faults wait meanwhile, and the fill does the rest.
+   */
+  private spread(named: NamedPages, frame: number, page: Uint8Array, offset: number): void {
+    const { session, outcome } = this;
+    let other = named.next(frame);
+    for (let i = 0; i < SPREAD && other !== frame; i++) {
+      if (session.install(other, 1, page, offset, outcome) !== Outcome.Done) return;
+      if (outcome[OutcomeField.Installed] === 1) {
+        this.serving.addRepeated('demand', 1);
+        this.finish(other);
+      }
+      other = named.next(other);
+    }
+  }
+
+  /** A page came that is not this frame's. It is asked for again; the guest waits, and never sees it. */
+  private mismatch(frame: number): void {
+    this.serving.mismatched();
+    if (!this.waiting.has(frame) && !this.parked.has(frame)) return;
+    this.park(frame, this.sinceOf(frame), undefined);
+    this.trouble(frame, new PagetideError('PT_PAGE_MISMATCH', `the page of frame ${frame} is not the one of its tag`));
   }
 
   /** The demand connection is up (again): everything that waits is asked for once more. */
@@ -237,8 +274,21 @@ export class FaultService {
           return;
         }
       } else {
-        this.miss(frame, this.roundRead);
-        return;
+        const result = this.named?.install(session, frame, 1, outcome) ?? Outcome.Absent;
+        if (result === Outcome.Absent) {
+          this.miss(frame, this.roundRead);
+          return;
+        }
+        if (result !== Outcome.Done) {
+          this.setBack(frame, result, this.roundRead, undefined);
+          return;
+        }
+        if (outcome[OutcomeField.Installed] === 1) {
+          this.hits++;
+          this.serving.addCached('demand', 1);
+          this.serving.hint(frame);
+          return;
+        }
       }
     }
     const now = this.table[frame];
@@ -317,6 +367,7 @@ export class FaultService {
         this.trouble(frame, new PagetideError(code, `installing frame ${frame} failed with errno ${errno}`));
         return;
       }
+      case Outcome.Absent:
       case Outcome.Again:
       case Outcome.Done:
         this.park(frame, since, page);

@@ -2,6 +2,7 @@
 import { FaultService, type DemandPages } from './fault-service.ts';
 import { openLocalPages, type LocalPages } from './local-pages.ts';
 import { native } from './native.ts';
+import { openNamedPages, type NamedPages } from './named-pages.ts';
 import { PeerPages } from './peer-pages.ts';
 import { ServicePort } from './service-port.ts';
 import { Serving } from './serving.ts';
@@ -16,12 +17,14 @@ export async function runFaultTask(task: ServiceTask): Promise<ServiceEnd> {
   let peer: PeerPages | undefined;
   try {
     let demand: DemandPages | undefined;
+    let named: NamedPages | undefined;
     const makeService = (): FaultService => {
       return new FaultService({
         session,
         serving,
         local,
         demand,
+        named,
         spinMicros: task.spinMicros,
         onEvent: (event) => {
           port.tell(event.event === 'foreign' ? event : { ...event, error: event.error.toJSON() });
@@ -36,6 +39,7 @@ export async function runFaultTask(task: ServiceTask): Promise<ServiceEnd> {
         onConnected: () => late.faults?.connected(),
       });
       const pages = peer;
+      if (task.pages.named !== undefined) named = openNamedPages(task.pages.named, task.pages.pageSize);
       demand = {
         request: (frame) => pages.requestPage(frame),
         get directFd() {

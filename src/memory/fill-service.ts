@@ -11,11 +11,17 @@
  * cannot be answered; EAGAIN means that the fault worker has an event to read first: the same pages are tried again. So
  * are pages that a memory file lacks for now, or for which there is no memory: told once, and never filled with anything
  * else. Only a page of somebody else's ends the fill.
+ *
+ * Where pages have names, frames with the same page are one ring, and at most one of a ring is asked for at a time. The
+ * others that were claimed wait with it, *in flight* without a request of their own: whatever ends that request, its page
+ * put into the whole ring, or the frame given back, ends their wait too (spread, giveBack). A fault on one of them is asked
+ * for on the demand connection like any frame in flight.
  */
 import { PagetideError } from '../errors.ts';
 import { FillOrder } from './fill-order.ts';
 import type { LocalPages } from './local-pages.ts';
 import { FrameState, Outcome, OutcomeField, OUTCOME_FIELDS } from './native.ts';
+import type { NamedPages } from './named-pages.ts';
 import type { FaultSession } from './native.ts';
 import type { Serving } from './serving.ts';
 
@@ -40,6 +46,8 @@ export interface FillOptions {
   serving: Serving;
   local?: LocalPages | undefined;
   remote?: BatchPages | undefined;
+  /** Where the pages have names: what is here already is taken from here, and what comes is checked. */
+  named?: NamedPages | undefined;
   /** Frames a batch. */
   batchFrames: number;
   /** Batches asked for at once. */
@@ -57,6 +65,8 @@ const POLITE_FRAMES = 16;
 /** While pages are in other hands (waiting faults, a lost connection) it looks again this often, milliseconds. */
 const IDLE_MS = 5;
 const AGAIN_MS = 1;
+/** Batches that are taken from the cache in one go. */
+const LOCAL_ROUNDS = 16;
 /** A source that refuses is asked again after this long, milliseconds. */
 const REFUSED_MS = 200;
 /** So is what the kernel or a memory file refuses. */
@@ -69,6 +79,8 @@ export class FillService {
   /** Runs asked for and not answered. */
   private readonly inFlight = new Set<Uint32Array>();
   private readonly again: FilledBatch[] = [];
+  /** Rings of which a frame is asked for. */
+  private readonly rings = new Set<number>();
   private wake: (() => void) | undefined;
   private stopped = false;
   private gone = false;
@@ -131,6 +143,11 @@ export class FillService {
       this.giveBack(batch.runs);
       return;
     }
+    const { named } = this.options;
+    if (named !== undefined && !this.isRight(named, batch)) {
+      this.refused(asked);
+      return;
+    }
     this.install(batch);
     this.ask();
     if (this.again.length > 0 || this.inFlight.size === 0) this.wake?.();
@@ -155,21 +172,123 @@ export class FillService {
   }
 
   private giveBack(runs: Uint32Array): void {
+    const { session, named } = this.options;
     for (let i = 0; i < runs.length; i += 2) {
-      this.options.session.release(runs[i]!, runs[i + 1]!, FrameState.InFlight);
+      session.release(runs[i]!, runs[i + 1]!, FrameState.InFlight);
+      if (named !== undefined)
+        for (let frame = runs[i]!; frame < runs[i]! + runs[i + 1]!; frame++) this.leaveRing(named, frame);
     }
+  }
+
+  /** The frame of this ring that was asked for did not come: the others are missing again. */
+  private leaveRing(named: NamedPages, frame: number): void {
+    if (named.next(frame) === frame || !this.rings.delete(named.ring(frame))) return;
+    for (let other = named.next(frame); other !== frame; other = named.next(other))
+      this.options.session.release(other, 1, FrameState.InFlight);
+  }
+
+  /**
+   * Of frames that were claimed, those to ask for: not what the cache has, nor what is on its way for another frame.
+   * Undefined: the cache could not be asked now; all was given back.
+   */
+  private wanted(claimed: readonly number[]): Uint32Array | undefined {
+    const { session, serving, named } = this.options;
+    if (named === undefined) return Uint32Array.from(claimed);
+    const runs: number[] = [];
+    for (let i = 0; i < claimed.length; i += 2) {
+      let frame = claimed[i]!;
+      const end = frame + claimed[i + 1]!;
+      while (frame < end) {
+        const result = named.install(session, frame, end - frame, this.outcome);
+        const installed = this.outcome[OutcomeField.Installed]!;
+        serving.addCached('fill', installed);
+        if (installed > 0) this.troubled = false;
+        frame = this.outcome[OutcomeField.Next]!;
+        if (result === Outcome.Done) continue;
+        if (result !== Outcome.Absent) {
+          // missing again for the next round, by which the event has been read, or told as trouble
+          session.release(frame, end - frame, FrameState.InFlight);
+          this.giveBack(Uint32Array.from(runs));
+          for (let j = i + 2; j < claimed.length; j += 2)
+            session.release(claimed[j]!, claimed[j + 1]!, FrameState.InFlight);
+          if (result !== Outcome.Again) this.settle(result, frame);
+          return undefined;
+        }
+        this.want(named, frame, runs);
+        frame++;
+      }
+    }
+    return Uint32Array.from(runs);
+  }
+
+  private want(named: NamedPages, frame: number, runs: number[]): void {
+    if (named.next(frame) !== frame) {
+      const ring = named.ring(frame);
+      if (this.rings.has(ring)) return; // waits with the one that is asked for
+      this.rings.add(ring);
+    }
+    if (runs.length > 0 && runs.at(-2)! + runs.at(-1)! === frame) runs[runs.length - 1]!++;
+    else runs.push(frame, 1);
+  }
+
+  /** Puts the pages of `count` frames from `frame`, which lie at `pages[offset]`, into all others that have the same. */
+  private spread(named: NamedPages, frame: number, count: number, pages: Uint8Array, offset: number): void {
+    const { session, serving } = this.options;
+    for (let i = 0; i < count; i++) {
+      const at = frame + i;
+      if (named.next(at) === at) continue;
+      this.rings.delete(named.ring(at));
+      for (let other = named.next(at); other !== at; other = named.next(other)) {
+        const result = session.install(other, 1, pages, offset + i * session.pageSize, this.outcome);
+        const installed = this.outcome[OutcomeField.Installed]!;
+        serving.addRepeated('fill', installed);
+        if (installed > 0) this.troubled = false;
+        if (result === Outcome.Done) continue;
+        // not reached: asked for on its own account, when its turn comes
+        session.release(other, 1, FrameState.InFlight);
+        if (result !== Outcome.Again && !this.settle(result, other)) return;
+      }
+    }
+  }
+
+  /** Whether every page of a batch is what belongs there. One that is not makes the whole batch worthless. */
+  private isRight(named: NamedPages, { runs, zero, pages }: FilledBatch): boolean {
+    let index = 0;
+    let offset = 0;
+    for (let i = 0; i < runs.length; i += 2) {
+      for (let frame = runs[i]!; frame < runs[i]! + runs[i + 1]!; frame++) {
+        const isZero = bit(zero, index++);
+        if (!(isZero ? named.isZero(frame) : named.verify(frame, pages, offset))) {
+          this.options.serving.mismatched();
+          this.trouble(
+            frame,
+            new PagetideError('PT_PAGE_MISMATCH', `the page of frame ${frame} is not the one of its tag`),
+          );
+          return false;
+        }
+        if (!isZero) offset += this.options.session.pageSize;
+      }
+    }
+    return true;
   }
 
   /** Fills the window of requests. */
   private ask(): void {
     const { remote, serving, window, batchFrames } = this.options;
     if (remote === undefined || this.stopped || performance.now() < this.pausedUntil) return;
-    for (;;) {
+    for (let rounds = 0; ; rounds++) {
+      if (rounds > window + LOCAL_ROUNDS) {
+        // what the cache has is installed at once: the event loop must have its turn all the same
+        setImmediate(() => this.wake?.());
+        return;
+      }
       const polite = serving.demandWaiting > 0;
       if (this.inFlight.size >= (polite ? 1 : window) || !this.withinBandwidth()) return;
       const frames = this.order.next(polite ? Math.min(POLITE_FRAMES, batchFrames) : batchFrames);
       if (frames.length === 0) return;
-      const runs = Uint32Array.from(frames);
+      const runs = this.wanted(frames);
+      if (runs === undefined) return;
+      if (runs.length === 0) continue;
       if (!remote.request(runs)) {
         this.giveBack(runs);
         return;
@@ -228,7 +347,7 @@ export class FillService {
   }
 
   private install(batch: FilledBatch): void {
-    const { session, serving } = this.options;
+    const { session, serving, named } = this.options;
     const { runs, zero, pages } = batch;
     const size = session.pageSize;
     serving.addPages('fill', batch.wireBytes, pages.length, 0);
@@ -242,17 +361,19 @@ export class FillService {
         let count = 1;
         while (frame + count < end && bit(zero, index + count) === isZero) count++;
         if (isZero) {
-          session.markZero(frame, count);
+          session.markZero(frame, count); // in no ring
         } else {
           const result = session.install(frame, count, pages, offset, this.outcome);
           this.progress(this.outcome[OutcomeField.Installed]!);
           if (result !== Outcome.Done) {
             const done = this.outcome[OutcomeField.Next]! - frame;
-            if (result === Outcome.Again || this.settle(result, frame + done))
-              this.again.push(rest(batch, i, frame + done, index + done, offset + done * size));
+            const isWorthMore = result === Outcome.Again || this.settle(result, frame + done);
+            if (named !== undefined) this.spread(named, frame, done, pages, offset);
+            if (isWorthMore) this.again.push(rest(batch, i, frame + done, index + done, offset + done * size));
             else this.giveBack(runs.subarray(i));
             return;
           }
+          if (named !== undefined) this.spread(named, frame, count, pages, offset);
           offset += count * size;
         }
         frame += count;

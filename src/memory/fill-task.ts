@@ -2,6 +2,7 @@
 import { FillService } from './fill-service.ts';
 import { openLocalPages, type LocalPages } from './local-pages.ts';
 import { native } from './native.ts';
+import { openNamedPages } from './named-pages.ts';
 import { PeerPages } from './peer-pages.ts';
 import { ServicePort } from './service-port.ts';
 import { Serving } from './serving.ts';
@@ -41,10 +42,12 @@ export async function runFillTask(task: ServiceTask): Promise<ServiceEnd> {
       local = openLocalPages(task.pages);
     }
     const pages = peer;
+    const names = task.pages.kind === 'peer' ? task.pages.named : undefined;
     fill = new FillService({
       session,
       serving,
       local,
+      named: names && openNamedPages(names, session.pageSize),
       remote: pages && {
         request: (runs) => {
           const stream = pages.requestBatch(runs);

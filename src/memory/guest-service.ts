@@ -44,8 +44,13 @@ export interface ServiceFigures {
   /** Page payload as it came, and before compression. */
   pageBytes: number;
   rawBytes: number;
-  /** Frames that got content. */
+  /** Frames that got content from the source. */
   installed: number;
+  /** Frames that got it from the shared-page cache, and with another frame of the same page. */
+  cached: number;
+  repeated: number;
+  /** Pages that came and were not those of their tags. */
+  mismatches: number;
 }
 
 interface Worker {
@@ -104,6 +109,9 @@ export class GuestService extends EventEmitter<GuestServiceEvents> {
       pageBytes: demand.pages + fill.pages,
       rawBytes: demand.raw + fill.raw,
       installed: demand.installed + fill.installed,
+      cached: this.serving.cached,
+      repeated: this.serving.repeated,
+      mismatches: this.serving.mismatches,
     };
   }
 

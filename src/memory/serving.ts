@@ -19,6 +19,7 @@ const I = {
   Alarms: 4,
   Reconnects: 5,
   FillInFlight: 6,
+  Mismatches: 7,
 } as const;
 /** Float64 fields, written by the fault worker (Demand…, MaxUs, Zero…) or the fill worker (Fill…). */
 const F = {
@@ -33,6 +34,10 @@ const F = {
   DemandRaw: 8,
   DemandInstalled: 9,
   FillInstalled: 10,
+  DemandCached: 11,
+  FillCached: 12,
+  DemandRepeated: 13,
+  FillRepeated: 14,
 } as const;
 
 const INTS = 16;
@@ -118,7 +123,30 @@ export class Serving {
     this.floats[demand ? F.DemandInstalled : F.FillInstalled]! += installed;
   }
 
+  /** Frames whose page came from the shared-page cache. */
+  addCached(which: 'demand' | 'fill', frames: number): void {
+    this.floats[which === 'demand' ? F.DemandCached : F.FillCached]! += frames;
+  }
+  /** Frames that got the page which another frame of this guest was sent. */
+  addRepeated(which: 'demand' | 'fill', frames: number): void {
+    this.floats[which === 'demand' ? F.DemandRepeated : F.FillRepeated]! += frames;
+  }
+  /** A page came that does not have the tag of its frame. */
+  mismatched(): void {
+    Atomics.add(this.ints, I.Mismatches, 1);
+  }
+
   // --- readers
+
+  get cached(): number {
+    return this.floats[F.DemandCached]! + this.floats[F.FillCached]!;
+  }
+  get repeated(): number {
+    return this.floats[F.DemandRepeated]! + this.floats[F.FillRepeated]!;
+  }
+  get mismatches(): number {
+    return Atomics.load(this.ints, I.Mismatches);
+  }
 
   /** Faults that wait for an answer from elsewhere right now. The fill stands back while there are any. */
   get demandWaiting(): number {

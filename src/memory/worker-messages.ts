@@ -2,6 +2,7 @@
 import type { MessagePort } from 'node:worker_threads';
 import type { ErrorJson } from '../errors.ts';
 import type { LocalPagesSpec } from './local-pages.ts';
+import type { NamedPagesSpec } from './named-pages.ts';
 
 /** Pages that lie with another agent. */
 export interface PeerPagesSpec {
@@ -13,6 +14,8 @@ export interface PeerPagesSpec {
   token: string;
   frames: number;
   pageSize: number;
+  /** Without it nothing that comes can be checked: for tests and benches of the transport alone. */
+  named?: NamedPagesSpec | undefined;
   /** The guest runs here already: no refusal is final, as the source may just be starting again. */
   patient: boolean;
 }

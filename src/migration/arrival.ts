@@ -11,8 +11,8 @@ import { GuestService } from '../memory/guest-service.ts';
 import { FrameState, native, type Extent, type FaultSession } from '../memory/native.ts';
 import type { PeerPagesSpec } from '../memory/worker-messages.ts';
 import type { Place } from '../memory/worker-pools.ts';
+import type { ArrivingNames } from './arriving-names.ts';
 import type { MigrationHost } from './host.ts';
-import type { SwitchState } from './state-channel.ts';
 
 /** How the userfaultfd is found again; kept in the journal. */
 export type AcquiredRecord = Omit<Acquired, 'uffd'>;
@@ -23,6 +23,7 @@ export class Arrival {
   readonly #vmm: Vmm;
   readonly #acquired: AcquiredRecord;
   readonly #tablePath: string;
+  readonly #names: ArrivingNames;
 
   private constructor(
     vmm: Vmm,
@@ -30,17 +31,19 @@ export class Arrival {
     session: FaultSession,
     service: GuestService,
     tablePath: string,
+    names: ArrivingNames,
   ) {
     this.#vmm = vmm;
     this.#acquired = acquired;
     this.session = session;
     this.service = service;
     this.#tablePath = tablePath;
+    this.#names = names;
   }
 
   /**
    * Registers the memory of a VMM that waits, and begins to connect to the source: see {@link ready}. Nothing is served
-   * yet. Takes place and userfaultfd over, also when it fails.
+   * yet. Takes place and userfaultfd and names over, also when it fails.
    * @throws PagetideError `PT_MEMORY_PRESENT` when a page is there already
    */
   static open(
@@ -50,6 +53,7 @@ export class Arrival {
     vmm: Vmm,
     acquired: Acquired,
     pages: PeerPagesSpec,
+    names: ArrivingNames,
   ): Arrival {
     const tablePath = tableOf(at, pages.migration);
     let session: FaultSession;
@@ -58,6 +62,7 @@ export class Arrival {
       session = makeSession(acquired, tablePath, false);
     } catch (error) {
       place.free();
+      names.remove();
       throw error;
     }
     try {
@@ -65,10 +70,16 @@ export class Arrival {
       checkNothingPresent(vmm, acquired);
     } catch (error) {
       discard(session, place, tablePath);
+      names.remove();
       throw error;
     }
-    const service = new GuestService({ session, place, pages, ...host.settings });
-    return new Arrival(vmm, acquired, session, service, tablePath);
+    const service = new GuestService({ session, place, pages: { ...pages, named: names.spec }, ...host.settings });
+    return new Arrival(vmm, acquired, session, service, tablePath, names);
+  }
+
+  /** Of the manifest as it is now, hex. */
+  get digest(): string {
+    return this.#names.manifest.digest().toString('hex');
   }
 
   /** Resolves when the source answers on both page connections. */
@@ -87,25 +98,34 @@ export class Arrival {
     vmm: Vmm,
     acquired: AcquiredRecord,
     pages: PeerPagesSpec,
+    names: ArrivingNames,
   ): Arrival {
     const tablePath = tableOf(at, pages.migration);
-    const uffd = native().takeFd(vmm.record.pid, acquired.remoteFd);
-    const session = makeSession({ ...acquired, uffd }, tablePath, true);
+    let session: FaultSession;
+    try {
+      const uffd = native().takeFd(vmm.record.pid, acquired.remoteFd);
+      session = makeSession({ ...acquired, uffd }, tablePath, true);
+    } catch (error) {
+      names.close();
+      throw error;
+    }
     let service: GuestService;
     try {
       session.reconcile(presentFrames(vmm, acquired));
-      service = new GuestService({ session, place, pages, ...host.settings });
+      service = new GuestService({ session, place, pages: { ...pages, named: names.spec }, ...host.settings });
     } catch (error) {
       discard(session, place, undefined);
+      names.close();
       throw error;
     }
-    return new Arrival(vmm, acquired, session, service, tablePath);
+    return new Arrival(vmm, acquired, session, service, tablePath, names);
   }
 
-  /** Applies the final map and serves from now on: before the device state is loaded, which touches memory. */
-  serve(state: SwitchState): void {
+  /** The manifest is final: serves by it from now on, before the device state is loaded, which touches memory. */
+  serve(): void {
     checkNothingPresent(this.#vmm, this.#acquired);
-    const { zeroRuns } = state;
+    this.#names.settle();
+    const zeroRuns = this.#names.zeroRuns(this.session.pageSize);
     for (let i = 0; i < zeroRuns.length; i += 2) this.session.reset(zeroRuns[i]!, zeroRuns[i + 1]!, FrameState.Zero);
     this.service.serve();
   }
@@ -122,18 +142,19 @@ export class Arrival {
    */
   finish(): Promise<void> {
     this.session.unregister();
-    return this.service.stop();
+    return this.service.stop().finally(() => this.#names.close());
   }
 
   /** Ends it with the VMM that it belongs to. */
   async abandon(): Promise<void> {
     await this.service.stop();
+    this.#names.remove();
     rmSync(this.#tablePath, { force: true });
   }
 
   /** Lets go without ending anything: the VMM keeps its userfaultfd, the table stays. */
   release(): Promise<void> {
-    return this.service.stop();
+    return this.service.stop().finally(() => this.#names.close());
   }
 }
 
@@ -156,11 +177,17 @@ export function partWith(vmm: Vmm, acquired: AcquiredRecord, at: GuestPlace, mig
     if (origin === 'injected') native().closeRemote(pid, remoteFd);
   }
   rmSync(tableOf(at, migration), { force: true });
+  rmSync(tagsOf(at, migration), { force: true });
 }
 
 /** The page table lies beside the guest's memory, on tmpfs: it lives as long as that. */
 export function tableOf(at: GuestPlace, migration: string): string {
   return join(at.memoryFolder, `${memoryPrefix(at)}.${migration}.frames`);
+}
+
+/** So do the tags of its frames. */
+export function tagsOf(at: GuestPlace, migration: string): string {
+  return join(at.memoryFolder, `${memoryPrefix(at)}.${migration}.tags`);
 }
 
 function makeSession(acquired: Acquired, tablePath: string | undefined, recover: boolean): FaultSession {

@@ -2,6 +2,7 @@
 import type { Logger } from 'pino';
 import type { GuestDescription, GuestPlace, GuestRecord, Vmm } from '../guests/driver.ts';
 import type { WorkerPools } from '../memory/worker-pools.ts';
+import type { TagPool } from '../pages/tag-pool.ts';
 import type { PageServer } from '../transport/page-server.ts';
 import type { PeerClient } from '../transport/peer.ts';
 import type { OwnershipRecord } from './ownership/index.ts';
@@ -20,6 +21,7 @@ export interface MigrationHost {
   readonly settings: MigrationSettings;
   readonly pageServer: PageServer;
   readonly pools: WorkerPools;
+  readonly tagPool: TagPool;
   /** Under which the other agent reaches this one. */
   readonly url: string;
   /** A client of its own for each migration: its bytes are counted. */

@@ -9,7 +9,8 @@ import { Readable } from 'node:stream';
 import type { PeerPagesSpec } from '../memory/worker-messages.ts';
 import type { PeerClient } from '../transport/peer.ts';
 import { native } from '../memory/native.ts';
-import { Arrival, partWith, type AcquiredRecord } from './arrival.ts';
+import { Arrival, partWith, tagsOf, type AcquiredRecord } from './arrival.ts';
+import { ArrivingNames, checkOffer, migrationKey, wantedChunks } from './arriving-names.ts';
 import type { MigrationHost } from './host.ts';
 import {
   answerState,
@@ -36,6 +37,8 @@ export interface IncomingDetails {
   startedAt: number;
   /** Bytes that the switch took: map and device state, and the connection that carried them. */
   switchBytes?: { manifest: number; state: number; wire: number };
+  /** Of the final manifest, hex: by it the tags are known again after a restart. */
+  digest?: string;
   /**
    * Every page is here: from now on the memory is parted from its userfaultfd, and the page table says nothing any more.
    * Durable before that begins, with the figures that go with the table.
@@ -57,6 +60,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
   #arrival: Arrival | undefined;
   #state: StateChannel | undefined;
   #peer: PeerClient | undefined;
+  #wants: number[] | undefined;
   #waiters: ((status: IncomingStatus) => void)[] = [];
   #figures: CompletionFigures | undefined;
   #alarm: ErrorJson | undefined;
@@ -104,6 +108,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
       progress: this.#progress(),
       ...(resumedAt === undefined ? {} : { resumedAt }),
       ...(error === undefined ? {} : { error }),
+      ...(this.#wants === undefined || state !== 'prepared' ? {} : { wants: this.#wants }),
       ...(this.#figures === undefined ? {} : { figures: this.#figures }),
     };
   }
@@ -273,10 +278,12 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
   }
 
   async #start(): Promise<DestinationEvent> {
-    const { guest, description, source, migration } = this.#request();
+    const { guest, description, source, migration, manifest: offered } = this.#request();
+    const chunkTags = checkOffer(offered, description.memory.size);
     await this.#host.checkRoom(description);
     const place = this.#host.pools.take();
     let uffd: number | undefined;
+    let names: ArrivingNames;
     try {
       const vmm = await this.#host.prepareVmm(guest, description);
       this.#vmm = vmm;
@@ -289,8 +296,10 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
       this.details.acquired = { remoteFd, origin, regions, pageSize, shared };
       await this.#keep('incoming');
       this.#unlessRefusing();
+      const at = this.#host.place(guest);
+      names = ArrivingNames.create(tagsOf(at, migration), offered.frames, migrationKey(source.token));
       uffd = undefined;
-      this.#arrival = Arrival.open(this.#host, place, this.#host.place(guest), vmm, acquired, this.#pages(false));
+      this.#arrival = Arrival.open(this.#host, place, at, vmm, acquired, this.#pages(false), names);
     } catch (error) {
       if (uffd !== undefined) native().close(uffd);
       place.free();
@@ -298,12 +307,14 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     }
     this.#listen(this.#arrival);
     const { pageSize, frames } = this.#pages(false);
-    const state = new StateChannel({ url: source.url, migration, token: source.token, pageSize, frames });
+    const { manifest } = names;
+    const state = new StateChannel({ url: source.url, migration, token: source.token, pageSize, frames, manifest });
     this.#state = state;
     // A source that has gone away for good must not leave this waiting for ever.
     const connected = Promise.all([this.#arrival.ready(), state.connected]);
     await within(connected, this.#host.settings.prepareMs, 'the source did not answer on its page connections');
     this.#watchSource(state);
+    this.#wants = wantedChunks(chunkTags);
     return { type: 'vmm-started' };
   }
 
@@ -328,13 +339,14 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
       "the source did not send the guest's state",
     );
     this.#countSwitch(state);
-    arrival.serve(state);
+    this.details.digest = arrival.digest;
+    arrival.serve();
     await vmm.loadState(Readable.from([state.device]));
     return { type: 'loaded' };
   }
 
   #countSwitch(state: SwitchState): void {
-    this.details.switchBytes = { manifest: state.mapBytes, state: state.device.length, wire: this.#state!.bytes };
+    this.details.switchBytes = { manifest: state.manifestBytes, state: state.device.length, wire: this.#state!.bytes };
   }
 
   async #resume(): Promise<DestinationEvent> {
@@ -370,7 +382,9 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     }
     const place = this.#host.pools.take();
     try {
-      this.#arrival = Arrival.reopen(this.#host, place, this.#host.place(guest), vmm, acquired, this.#pages(true));
+      const at = this.#host.place(guest);
+      const names = this.#namesAgain(tagsOf(at, this.state.migration));
+      this.#arrival = Arrival.reopen(this.#host, place, at, vmm, acquired, this.#pages(true), names);
     } catch (error) {
       place.free();
       throw error;
@@ -381,6 +395,13 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     if (this.#arrival.session.counts().foreign > 0)
       this.#raise(new PagetideError('PT_FOREIGN_PAGE', 'a page is there that Pagetide did not install'));
     return { type: 'served' };
+  }
+
+  #namesAgain(path: string): ArrivingNames {
+    const { source, manifest } = this.#request();
+    const { digest } = this.details;
+    if (digest === undefined) throw new PagetideError('PT_INTERNAL', "the journal lacks the manifest's digest");
+    return ArrivingNames.reopen(path, manifest.frames, migrationKey(source.token), digest);
   }
 
   async #unregister(): Promise<DestinationEvent> {
@@ -431,19 +452,19 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
 
   async #measure(vmm: Vmm, arrival: Arrival): Promise<CompletionFigures> {
     const stats = await vmm.stats().catch(() => null);
-    const { counts, faults, pageBytes, rawBytes } = arrival.service.figures();
-    const source = Math.min(counts.total, counts.installed);
+    const { counts, faults, pageBytes, rawBytes, cached, repeated } = arrival.service.figures();
+    const installed = Math.min(counts.total, counts.installed);
     const { stalls } = stats ?? { stalls: null };
     return {
       frames: {
         total: counts.total,
-        zero: counts.total - source,
+        zero: counts.total - installed,
         present: 0,
-        cache: 0,
+        cache: cached,
         resident: 0,
-        duplicate: 0,
+        duplicate: repeated,
         peer: 0,
-        source,
+        source: installed - cached - repeated,
       },
       bytes: {
         wire: 0,

@@ -7,6 +7,8 @@ import { closeSync, openSync } from 'node:fs';
 import { asPagetideError, PagetideError, type ErrorJson } from '../errors.ts';
 import type { GuestRecord, GuestStats, Vmm } from '../guests/driver.ts';
 import { native } from '../memory/native.ts';
+import { encodeTagRuns } from '../pages/tag-runs.ts';
+import { TAG_VERSION } from '../pages/tags.ts';
 import { mapFromExtents, type MapRuns } from '../transport/wire-map.ts';
 import type { PeerClient } from '../transport/peer.ts';
 import type { MigrationHost } from './host.ts';
@@ -21,11 +23,14 @@ import {
   type SourceState,
   type SourceStep,
 } from './ownership/index.ts';
+import { migrationKey } from './arriving-names.ts';
+import { GuestScan } from './guest-scan.ts';
 import { MachineRunner } from './runner.ts';
 import {
   PEER_PROTOCOL,
   type CompletionFigures,
   type IncomingStatus,
+  type ManifestOffer,
   type MigrationInfo,
   type MigrationProgress,
   type MigrationReport,
@@ -76,12 +81,14 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   readonly #host: MigrationHost;
   readonly #vmm: Vmm | undefined;
   #connection: PeerClient | undefined;
+  #scan: GuestScan | undefined;
   #report: MigrationReport | undefined;
   #failure: ErrorJson | undefined;
   #unreachable = 0;
   /** Since when telling the destination to abort has failed, milliseconds since the epoch. */
   #tellingSince: number | undefined;
   #pushed = false;
+  #told = false;
   #pausedAt = 0;
   #lastStats: GuestStats | null = null;
   #prepareMs = 0;
@@ -197,12 +204,15 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
 
   override close(): void {
     super.close();
+    this.#scan?.close();
     clearTimeout(this.#poll);
     void this.#connection?.close();
     this.#connection = undefined;
   }
 
   override shed(): void {
+    this.#scan?.close();
+    this.#scan = undefined;
     clearTimeout(this.#poll);
     void this.#connection?.close();
     this.#connection = undefined;
@@ -321,6 +331,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
         case 'prepare':
           await this.vmmSettled(); // the pages are offered by then
           status = await this.#peer.prepare({
+            manifest: await this.#offerManifest(),
             protocol: PEER_PROTOCOL,
             migration,
             epoch,
@@ -349,6 +360,13 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     }
     if (this.closed) return;
     this.#unreachable = 0;
+    try {
+      if (status.wants !== undefined) await this.#tellManifest(status.wants);
+      if (request === 'prepare' && this.state.at === 'preparing') await this.#scan?.catchUp();
+    } catch (thrown) {
+      this.dispatch({ type: 'failed', error: asPagetideError(thrown).toJSON() });
+      return;
+    }
     this.#learn(status);
   }
 
@@ -381,11 +399,37 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     else if (!this.ended) this.retrySoon();
   }
 
-  /** Streams map and device state to the destination, and waits until it has loaded them. */
+  /** Makes the manifest while the guest runs, once; a preparation that is repeated offers the same. */
+  async #offerManifest(): Promise<ManifestOffer> {
+    const { log, tagPool } = this.#host;
+    if (this.#scan === undefined) {
+      const scan = new GuestScan(this.#need().record, migrationKey(this.details.token), tagPool, log);
+      this.#scan = scan;
+      await scan.build();
+      if (this.state.at !== 'preparing')
+        throw new PagetideError('PT_CANCELLED', 'the migration was given up meanwhile');
+    }
+    const { manifest } = this.#scan;
+    const chunks = encodeTagRuns(manifest.chunkTags(), 0, manifest.chunks).toString('base64');
+    return { version: TAG_VERSION, frames: manifest.frames, chunks };
+  }
+
+  /** The page server keeps what is told, and tells it to every connection that comes: once is enough. */
+  async #tellManifest(wants: readonly number[]): Promise<void> {
+    if (this.#told || this.#scan === undefined) return;
+    this.#told = true;
+    await this.#host.pageServer.pushManifest(this.state.migration, this.#scan.tell(wants));
+  }
+
+  /** Streams manifest, map and device state to the destination, and waits until it has loaded them. */
   async #load(migration: string, epoch: number): Promise<IncomingStatus> {
     if (!this.#pushed) {
       this.#pushed = true; // the page server keeps them for every connection that comes
       const vmm = this.#need();
+      const scan = this.#scan;
+      if (scan === undefined) throw new PagetideError('PT_INTERNAL', 'there is no manifest of this guest');
+      await this.#tellManifest([0, scan.manifest.chunks]); // where it never said what it wants
+      await this.#host.pageServer.pushManifest(migration, await scan.finish());
       const state = this.#host.pageServer.pushState(migration);
       await this.#host.pageServer.pushMap(migration, this.#map(vmm));
       try {
@@ -422,7 +466,10 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     const { migration, guest } = this.state;
     this.#host.log.info({ migration, guest, error }, `migration: ${what}`);
     if (what === 'left') this.#pollSoon();
-    if (what === 'rolled-back' || what === 'guest-lost') this.#failure = error;
+    if (what === 'rolled-back' || what === 'guest-lost') {
+      this.#failure = error;
+      this.#scan?.close();
+    }
     if (what === 'released') {
       clearTimeout(this.#poll);
       this.#report = this.#makeReport();

@@ -1,16 +1,18 @@
 /** The destination's state stream: collects the frame map and the device state, whole and checked, before any is used. */
 import { PagetideError } from '../errors.ts';
+import type { Manifest } from '../pages/manifest.ts';
 import { connectPages } from '../transport/page-client.ts';
 import { ReconnectingPages } from '../transport/reconnect.ts';
 import { runCount, runHasData } from '../transport/wire-map.ts';
+import { checkManifestEnd, decodeTags } from '../transport/wire-tags.ts';
 
 export interface SwitchState {
   /** [first frame, count, …] of the frames that are zero. */
   zeroRuns: number[];
   zeroFrames: number;
   device: Buffer;
-  /** Payload bytes of the map. */
-  mapBytes: number;
+  /** Payload bytes of manifest and map. */
+  manifestBytes: number;
 }
 
 export interface StateChannelOptions {
@@ -19,6 +21,8 @@ export interface StateChannelOptions {
   token: string;
   frames: number;
   pageSize: number;
+  /** Takes the tags in. It is final, its digest checked, when {@link StateChannel.whole} resolves. */
+  manifest: Manifest;
 }
 
 interface Deferred<T> {
@@ -52,19 +56,34 @@ export class StateChannel {
     this.whole.catch(() => undefined);
     let zeroRuns: number[] = [];
     let zeroFrames = 0;
-    let mapBytes = 0;
+    let manifestBytes = 0;
+    let isFinal = false;
+    let isWhole = false;
+    const { manifest } = options;
     let chunks: Buffer[] = [];
     this.#pages = new ReconnectingPages({
       connect: (handlers, signal) => connectPages({ ...options, channel: 'state', handlers, signal }),
       handlers: {
+        onTags: (payload, first) => {
+          // On a new connection everything comes again from the start. What is final is in use by then, and never written again.
+          if (isWhole) return;
+          isFinal = false;
+          decodeTags(payload, first, manifest);
+          manifestBytes += payload.length;
+        },
+        onManifestEnd: (payload, frames) => {
+          if (isWhole) return;
+          checkManifestEnd(payload, frames, manifest);
+          manifestBytes += payload.length;
+          isFinal = true;
+        },
         onMap: (runs, first) => {
           if (first === 0) {
             // a new connection begins from the start
             zeroRuns = [];
             zeroFrames = 0;
-            mapBytes = 0;
           }
-          mapBytes += runs.byteLength;
+          manifestBytes += runs.byteLength;
           let at = first;
           for (const run of runs) {
             const count = runCount(run);
@@ -80,7 +99,9 @@ export class StateChannel {
           chunks.push(Buffer.from(chunk)); // the connection uses its memory again
         },
         onStateEnd: () => {
-          whole.resolve({ zeroRuns, zeroFrames, mapBytes, device: Buffer.concat(chunks) });
+          if (!isFinal) throw new PagetideError('PT_PROTOCOL', 'the device state came without a manifest');
+          isWhole = true;
+          whole.resolve({ zeroRuns, zeroFrames, manifestBytes, device: Buffer.concat(chunks) });
         },
         onClose: (error) => {
           const why = error ?? new PagetideError('PT_CANCELLED', 'the state stream was closed');

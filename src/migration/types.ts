@@ -86,13 +86,25 @@ export interface PrepareRequest {
   guest: string;
   mode: Mode;
   description: GuestDescription;
+  /** The names of the guest's pages, as far as they were known when this was sent. */
+  manifest: ManifestOffer;
   /** Where the destination fetches pages: the source's URL, and the secret that opens its page streams. */
   source: { url: string; token: string };
   /** Let the guest check itself once every page is there, before the source frees its copy. */
   verify: boolean;
 }
 
-export const PEER_PROTOCOL = 1;
+/** What a destination needs to know of a manifest to tell which of its chunks it lacks. */
+export interface ManifestOffer {
+  /** Version of the tags. */
+  version: number;
+  /** Of 4096 bytes. */
+  frames: number;
+  /** Tags of all chunks, run-length coded (pages/tag-runs.ts), base64. */
+  chunks: string;
+}
+
+export const PEER_PROTOCOL = 2;
 
 /** What the destination knows when asked: the answer to every `/v1/incoming/{id}` call. */
 export interface IncomingStatus {
@@ -103,6 +115,8 @@ export interface IncomingStatus {
   resumedAt?: number;
   progress?: MigrationProgress;
   error?: ErrorJson;
+  /** From `prepared` on: the chunks of the manifest that the destination lacks, [first chunk, count, …]. */
+  wants?: number[];
   /** With `complete`: the same that the destination's own message carried, in case that was lost. */
   figures?: CompletionFigures;
 }

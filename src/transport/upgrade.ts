@@ -5,7 +5,7 @@ import { PagetideError } from '../errors.ts';
 import { CHANNELS, type Channel } from './wire.ts';
 
 /** Version of the page streams. A side that gets another one refuses: there is no negotiation. */
-export const PAGE_PROTOCOL = 1;
+export const PAGE_PROTOCOL = 2;
 /** The `Upgrade:` token. */
 export const UPGRADE = 'pagetide';
 export const PROTOCOL_HEADER = 'pagetide-protocol';

@@ -80,6 +80,7 @@ export function prepareRequest(): PrepareRequest {
     mode: 'post-copy',
     description: guestInfo('web1').description,
     verify: true,
+    manifest: { version: 1, frames: 65536, chunks: 'fwA=' },
     source: { url: 'http://127.0.0.1:7411', token: 'a-secret-of-at-least-16' },
   };
 }

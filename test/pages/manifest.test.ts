@@ -95,7 +95,7 @@ void t.test('a chunk is taken only if it is the one that was named', (t) => {
 void t.test('rings of duplicates: every frame with a page is in the ring of that page, and of no other', (t) => {
   fc.assert(
     fc.property(pages, (content) => {
-      const { next, repeated, zero } = linkDuplicates(manifestOf(content).tags);
+      const { next, first, repeated, zero } = linkDuplicates(manifestOf(content).tags);
       const seen = new Set<number>();
       for (let frame = 0; frame < content.length; frame++) {
         const ring = [frame];
@@ -106,6 +106,7 @@ void t.test('rings of duplicates: every frame with a page is in the ring of that
         const page = content[frame]!;
         const expected = page === 0 ? 1 : content.filter((other) => other === page).length;
         if (ring.length !== expected || ring.some((at) => content[at] !== page)) return false;
+        if (first[frame] !== Math.min(...ring)) return false;
         if (page !== 0) seen.add(page);
       }
       const zeros = content.filter((page) => page === 0).length;

@@ -16,7 +16,7 @@ async function byHand(t: Test, from: Source, channel: string): Promise<Socket> {
   socket.on('error', () => undefined);
   socket.write(
     `GET /v1/pages/m1?channel=${channel} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: pagetide\r\n` +
-      `Pagetide-Protocol: 1\r\nAuthorization: Bearer ${TOKEN}\r\n\r\n`,
+      `Pagetide-Protocol: 2\r\nAuthorization: Bearer ${TOKEN}\r\n\r\n`,
   );
   let head = '';
   while (!head.includes('\r\n\r\n')) head += String(((await once(socket, 'data')) as [Buffer])[0]);
@@ -351,15 +351,15 @@ void t.test('the upgrade: who is refused, and how', async (t) => {
     return Buffer.concat(pieces).toString();
   };
   const auth = `Authorization: Bearer ${TOKEN}\r\n`;
-  const upgrade = 'Upgrade: pagetide\r\nPagetide-Protocol: 1\r\n';
+  const upgrade = 'Upgrade: pagetide\r\nPagetide-Protocol: 2\r\n';
   const demand = '/v1/pages/m1?channel=demand';
   t.match(await ask(demand, upgrade), /^HTTP\/1.1 401 [^]*"PT_UNAUTHORIZED"/, 'no token');
   t.match(
-    await ask(demand, `Upgrade: pagetide\r\nPagetide-Protocol: 2\r\n${auth}`),
+    await ask(demand, `Upgrade: pagetide\r\nPagetide-Protocol: 1\r\n${auth}`),
     /^HTTP\/1.1 426 [^]*"PT_PROTOCOL"/,
   );
   t.match(await ask(demand, `Upgrade: pagetide\r\n${auth}`), /^HTTP\/1.1 426 /, 'no version');
-  t.match(await ask(demand, `Upgrade: websocket\r\nPagetide-Protocol: 1\r\n${auth}`), /^HTTP\/1.1 426 /);
+  t.match(await ask(demand, `Upgrade: websocket\r\nPagetide-Protocol: 2\r\n${auth}`), /^HTTP\/1.1 426 /);
   t.match(await ask('/v1/pages/m1?channel=other', upgrade + auth), /^HTTP\/1.1 404 [^]*"PT_BAD_ARGUMENT"/);
   t.match(await ask('/elsewhere', upgrade + auth), /^HTTP\/1.1 404 /);
   t.match(await (await fetch(`${from.url}${demand}`)).json(), { code: 'PT_PROTOCOL' }, 'no upgrade at all');

@@ -6,6 +6,7 @@
 import { z } from 'zod';
 import { ERROR_CODES, type ErrorCode, type ErrorJson } from '../../errors.ts';
 import type { GuestDescription, GuestStats, VerifyResult } from '../../guests/driver.ts';
+import { MOST_FRAMES } from '../../pages/manifest.ts';
 import type { CompletionFigures, IncomingStatus, MigrationInfo, PrepareRequest } from '../../migration/types.ts';
 import { MIGRATION_PATTERN, NAME_PATTERN } from '../names.ts';
 import type { AgentInfo, Check, GuestInfo, GuestRequest, MigrateRequest } from '../service.ts';
@@ -235,6 +236,13 @@ export const prepareRequest = z
     guest: guestName,
     mode,
     description: soundDescription,
+    manifest: z
+      .object({
+        version: z.int().nonnegative(),
+        frames: z.int().min(1).max(MOST_FRAMES),
+        chunks: z.base64().max(64 << 20),
+      })
+      .meta({ description: 'Tags of the chunks of the guest’s manifest: docs/protocol.md.' }),
     source: z.object({ url: agentUrl, token: z.string().min(16).max(512) }),
     verify: z.boolean(),
   })
@@ -261,6 +269,7 @@ export const incomingStatus = z
     resumedAt: z.number().exactOptional(),
     progress: migrationProgress.exactOptional(),
     error: errorJson.exactOptional(),
+    wants: z.array(z.int().nonnegative()).exactOptional(),
     figures: completionFigures.exactOptional(),
   })
   .meta({ id: 'IncomingStatus' });
