@@ -209,7 +209,8 @@ Error WriteTracker::ScanInto(uint32_t* runs, size_t capacity, Scanned* scanned) 
         auto count = static_cast<uint32_t>(end - start);
         uint32_t* before = used > 0 ? runs + 2 * (used - 1) : nullptr;
         uint64_t before_end = before != nullptr ? static_cast<uint64_t>(before[0]) + before[1] : 0;
-        if (before != nullptr && first <= before_end) {
+        // Only forwards: what was written again behind the last range is a run of its own.
+        if (before != nullptr && first >= before[0] && first <= before_end) {
           before[1] = static_cast<uint32_t>(std::max<uint64_t>(before_end, uint64_t{first} + count) - before[0]);
         } else {
           runs[2 * used] = first;

@@ -5,21 +5,19 @@
 //   Create ── UFFDIO_REGISTER(WP) on every region
 //   Scan   ── first pass: arms everything, reports every frame
 //          ── later: PAGEMAP_SCAN finds the pages that are not protected any more, reports them and protects them
-//          again,
-//             page by page under the page table's lock
+//             again, page by page under the page table's lock
 //   Close  ── UFFDIO_UNREGISTER, which takes the protection away
 //
 // Nothing is lost:
 //  * A write before the kernel protects the page again is in what the page holds when it is read after the scan; a
-//  write
-//    after that is in the next scan. So: scan first, read then. The other way round misses what was written in between.
+//    write after that is in the next scan. So: scan first, read then. The other way round misses what was written in
+//    between.
 //  * The kernel protects a page again only when it has room to report it, and says in `walk_end` where it stopped. It
-//  gets room
-//    for no more ranges than the caller does, and each makes at most one pair for the caller; the next call goes on
-//    from there.
+//    gets room for no more ranges than the caller does, and each makes at most one pair for the caller; the next call
+//    goes on from there. Nor does it get room for more than it collects in one walk, see kVec; and a range that lies
+//    before the last pair is never joined to it.
 //  * A scan that fails may have protected pages that it doesn't report. The tracker is worth nothing then: it says so
-//  at every
-//    later call, and the caller makes a new one, whose first pass reports everything.
+//    at every later call, and the caller makes a new one, whose first pass reports everything.
 //
 // What it can't see: writes through another process's mapping or by write(2) to the file, and DMA that was under way
 // when the scan ran (see docs/pages.md). Holes that are punched into shared memory are not reported either: compare
@@ -83,7 +81,9 @@ class WriteTracker {
   // One PAGEMAP_SCAN from the cursor to the end of its region.
   Error Walk(const Region& region, PagemapScanArg* arg, long* ranges);
 
-  static constexpr size_t kVec = 1024;  // ranges a call
+  // Ranges a call: as many as the kernel collects in one walk. Asked for more it walks several times, and when the last
+  // of them reaches the end `walk_end` still says where the one before stopped (Linux 6.7 to 6.18).
+  static constexpr size_t kVec = 512;
 
   int pid_ = -1;
   int uffd_ = -1;

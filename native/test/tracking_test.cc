@@ -204,6 +204,20 @@ TEST(tracking_loses_nothing_when_runs_do_not_fit) {
   for (int i = 0; i < 4000; i++) CHECK(reported.count(guest.FrameOf(NextWrite(same).offset)) == 1);
 }
 
+TEST(tracking_loses_nothing_when_many_ranges_are_written_meanwhile) {
+  Tracked guest("writer-shared");
+  guest.Refresh();
+  Random random(Seed());
+  for (int round = 0; round < 60; round++) {
+    // While these writes are made, a scan finds many ranges, and pages that it has armed are written again.
+    guest.helper.Say("write " + std::to_string(random.Next()) + " 20000");
+    for (int scan = 0; scan < 4; scan++) guest.Refresh();
+    CHECK_EQ(guest.helper.Hear(), std::string("done"));
+    guest.Refresh();
+    guest.Compare();
+  }
+}
+
 TEST(tracking_reports_private_memory_that_was_dropped) {
   Tracked guest("writer-private");
   guest.Refresh();

@@ -8,7 +8,8 @@
 
 namespace pagetide::test {
 
-inline constexpr uint64_t kWriterBytes = 8 << 20;
+// Enough for several times the ranges that the kernel collects in one walk of a scan (512).
+inline constexpr uint64_t kWriterBytes = 32 << 20;
 
 // One write of the helper: both sides draw the same from the same seed.
 struct Write {
