@@ -152,23 +152,18 @@ Result<uint64_t> TagFile(const DomainKey& key, int fd, uint64_t offset, uint64_t
     // a page that is partly data was read with the data before it
     if (first > at) holes(first);
     if (at == end) break;
-    off_t hole = lseek(fd, std::max(data, static_cast<off_t>(at)), SEEK_HOLE);
-    // ENXIO: the file has shrunk since; the read tells
-    if (hole < 0 && errno != ENXIO) return SyscallError("lseek(SEEK_HOLE)", errno, at, end - at);
-    uint64_t stop = hole < 0 ? end : (static_cast<uint64_t>(hole) + kTagPage - 1) / kTagPage * kTagPage;
-    stop = std::min(std::max(stop, at + kTagPage), end);
-    while (at < stop) {
-      size_t length = std::min<uint64_t>(most, stop - at), got = 0;
-      while (got < length) {
-        ssize_t n = pread(fd, scratch + got, length - got, static_cast<off_t>(at + got));
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return SyscallError("pread", errno, at + got, length - got);
-        if (n == 0) return Short(at + got, length - got);
-        got += static_cast<size_t>(n);
-      }
-      zero += TagPages(key, scratch, length / kTagPage, tags + (at - offset) / kTagPage * kTagBytes);
-      at += length;
+    // Where this data ends isn't asked: SEEK_HOLE looks at every page up to the next hole, however far that is. Holes
+    // that are read give zeros, and create no page.
+    size_t length = std::min<uint64_t>(most, end - at), got = 0;
+    while (got < length) {
+      ssize_t n = pread(fd, scratch + got, length - got, static_cast<off_t>(at + got));
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) return SyscallError("pread", errno, at + got, length - got);
+      if (n == 0) return Short(at + got, length - got);
+      got += static_cast<size_t>(n);
     }
+    zero += TagPages(key, scratch, length / kTagPage, tags + (at - offset) / kTagPage * kTagBytes);
+    at += length;
   }
   // What lies behind the end of a file looks like a hole. Looked at last: a file that has shrunk meanwhile shows too.
   struct stat info {};

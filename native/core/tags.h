@@ -47,11 +47,11 @@ uint64_t TagPages(const DomainKey& key, const uint8_t* pages, uint64_t count, ui
 bool VerifyPage(const DomainKey& key, const uint8_t* page, const uint8_t* tag, const Sha256Engine& engine = Sha256());
 
 // Tags `count` frames (at most kMaxTagFramesOfFile) of the file from `offset`, a multiple of 4096, into `tags`. Returns
-// how many are zero. Holes are zero pages and are not read. What is read is read with pread, which on shared memory
-// never creates a page; a mapping would, and a guest on userfaultfd would then read zeros without a fault. `scratch`
-// holds a page at least; more, up to 256 KiB, means fewer calls. Moves the file position, which nothing here relies on.
-// A file that ends inside the range is an error (EIO) with the range that lacks; `tags` are then worth nothing.
-// Allocates nothing unless it fails.
+// how many are zero. Holes are zero pages; long ones are not read. What is read is read with pread, which on shared
+// memory never creates a page; a mapping would, and a guest on userfaultfd would then read zeros without a fault.
+// `scratch` holds a page at least; more, up to 256 KiB, means fewer calls. Moves the file position, which nothing here
+// relies on. A file that ends inside the range is an error (EIO) with the range that lacks; `tags` are then worth
+// nothing. Allocates nothing unless it fails.
 Result<uint64_t> TagFile(const DomainKey& key, int fd, uint64_t offset, uint64_t count, uint8_t* tags, uint8_t* scratch,
                          size_t scratch_size);
 
