@@ -6,6 +6,7 @@ import type { Driver, GuestDescription, GuestPlace, GuestRecord, Vmm, VmmStatus 
 import { embeddedDriver } from '../guests/embedded/driver.ts';
 import { isAlive } from '../guests/process.ts';
 import { assertCompatible, qemuDriver } from '../guests/qemu/driver.ts';
+import { closeStaleTrackers } from '../memory/stale-trackers.ts';
 import { lastRecords, type OwnershipRecord } from '../migration/ownership/index.ts';
 import { guestSocketFolder, type AgentConfig } from './config.ts';
 import type { Journal } from './journal.ts';
@@ -59,6 +60,7 @@ export class Guests {
       [...last].map(async ([name, record]) => {
         const vmm = record === undefined ? undefined : await this.find(name, record);
         if (vmm !== undefined) {
+          this.#closeTrackers(name, vmm);
           const awaiting = !vmm.record.launched && (await statusOf(vmm)) === 'incoming';
           this.#keep({ name, vmm, awaiting });
           return;
@@ -230,6 +232,7 @@ export class Guests {
         if (vmm.record.launched) await vmm.destroy();
         throw error;
       }
+      if (!vmm.record.launched) this.#closeTrackers(name, vmm);
       const awaiting = (await statusOf(vmm)) === 'incoming';
       return this.#keep({ name, vmm, awaiting });
     } catch (error) {
@@ -238,6 +241,17 @@ export class Guests {
       throw asPagetideError(error);
     } finally {
       this.#making.delete(name);
+    }
+  }
+
+  /** What an agent that died while it tracked this guest's writes has left in it. */
+  #closeTrackers(guest: string, vmm: Vmm): void {
+    try {
+      const closed = closeStaleTrackers(vmm.record.pid);
+      if (closed > 0) this.#log.info({ guest, closed }, 'closed what an earlier agent tracked the writes with');
+    } catch (error) {
+      // it costs no page: where writes can't be tracked every frame is tagged instead
+      this.#log.warn({ guest, code: asPagetideError(error).code }, 'cannot look for trackers of an earlier agent');
     }
   }
 

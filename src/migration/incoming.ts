@@ -279,8 +279,8 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
 
   async #start(): Promise<DestinationEvent> {
     const { guest, description, source, migration, manifest: offered } = this.#request();
-    const chunkTags = checkOffer(offered, description.memory.size);
     await this.#host.checkRoom(description);
+    const chunkTags = checkOffer(offered, description.memory.size);
     const place = this.#host.pools.take();
     let uffd: number | undefined;
     let names: ArrivingNames;

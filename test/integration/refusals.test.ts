@@ -6,6 +6,8 @@ import { createServer as createHttpServer } from 'node:http';
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net';
 import t, { type Test } from 'tap';
 import { AgentClient } from '../../src/agent/api/client.ts';
+import { PEER_PROTOCOL } from '../../src/migration/types.ts';
+import { TAG_VERSION } from '../../src/pages/tags.ts';
 import { runCli } from '../cli/harness.ts';
 import { cluster, type Cluster, type TestAgent } from '../support/cluster.ts';
 import { guestFaults, migrate, startGuest, stillLeft, until } from '../support/migrate.ts';
@@ -112,12 +114,12 @@ void t.test('a destination without room', { timeout: 120_000 }, async (t) => {
 
   await t.test('in memory: asked by a source with a guest that is larger than any host', async (t) => {
     const b = await made.agent('d');
-    const size = 2 ** 42;
+    const size = 2 ** 40;
     const answer = await fetch(`${b.url}/v1/incoming`, {
       method: 'POST',
       headers: { 'content-type': 'application/json' },
       body: JSON.stringify({
-        protocol: 1,
+        protocol: PEER_PROTOCOL,
         migration: '00112233aabbccdd',
         epoch: Date.now(),
         guest: 'huge',
@@ -127,6 +129,7 @@ void t.test('a destination without room', { timeout: 120_000 }, async (t) => {
           memory: { size, pageSize: 4096, files: [{ id: 'ram', size, offset: 0 }] },
           config: { threads: 1, regions: 1 },
         },
+        manifest: { version: TAG_VERSION, frames: size / 4096, chunks: Buffer.from([0]).toString('base64') },
         source: { url: a.url, token: 'x'.repeat(43) },
         verify: true,
       }),
