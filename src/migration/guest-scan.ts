@@ -142,6 +142,7 @@ export class GuestScan {
     const { pid, files, pageSize } = this.#record;
     try {
       const regions = await findRegions(pid, files);
+      if (this.#closed) return; // nobody would take it out of the guest again
       const { tracker, remoteFd } = WriteTracker.attach({ pid, regions, pageSize });
       this.#tracker = tracker;
       this.#remoteFd = remoteFd;

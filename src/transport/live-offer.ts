@@ -74,11 +74,20 @@ export class LiveOffer {
     this.#mapped = true;
   }
 
-  /** Frames of wire-tags.ts, as they are to be sent. @throws PagetideError `PT_BAD_ARGUMENT` after the device state has begun */
-  pushManifest(frames: Uint8Array[]): void {
+  /**
+   * Frames of wire-tags.ts, as they are to be sent: back to back in `bytes`, which is kept.
+   * @throws PagetideError `PT_BAD_ARGUMENT` after the device state has begun
+   */
+  pushManifest(bytes: Uint8Array, lengths: Uint32Array): void {
     if (this.#state !== undefined || this.#stateEnded)
       throw new PagetideError('PT_BAD_ARGUMENT', 'the manifest goes before the device state');
-    this.#append(frames.map((frame) => Buffer.from(frame.buffer, frame.byteOffset, frame.length)));
+    const frames: Buffer[] = [];
+    let at = bytes.byteOffset;
+    for (const length of lengths) {
+      frames.push(Buffer.from(bytes.buffer, at, length));
+      at += length;
+    }
+    this.#append(frames);
   }
 
   /** @throws PagetideError `PT_BAD_ARGUMENT`, `PT_NO_SPACE` */
@@ -113,7 +122,7 @@ export class LiveOffer {
   }
 
   #append(frames: Buffer[]): void {
-    this.log.push(...frames);
+    for (const frame of frames) this.log.push(frame);
     for (const stream of this.#streams) stream.logGrew();
   }
 }

@@ -92,7 +92,7 @@ export class PageServerThread {
         this.#offer(request.migration).pushMap(request.runs);
         return;
       case 'manifest':
-        this.#offer(request.migration).pushManifest(request.frames);
+        this.#offer(request.migration).pushManifest(request.bytes, request.lengths);
         return;
       case 'state':
         this.#offer(request.migration).pushState(request.chunk);

@@ -142,8 +142,17 @@ export class PageServer {
    * to tell, before the device state.
    * @throws PagetideError `PT_BAD_ARGUMENT`, `PT_MIGRATION_UNKNOWN`
    */
-  pushManifest(migration: string, frames: Uint8Array[]): Promise<void> {
-    return this.#ask({ type: 'manifest', migration, frames });
+  pushManifest(migration: string, frames: readonly Uint8Array[]): Promise<void> {
+    // In one piece: at the switch there may be thousands of small ones, and each would cross the threads with all of the
+    // pool that it lies in.
+    const lengths = Uint32Array.from(frames, ({ length }) => length);
+    const bytes = new Uint8Array(lengths.reduce((sum, length) => sum + length, 0));
+    let at = 0;
+    for (const frame of frames) {
+      bytes.set(frame, at);
+      at += frame.length;
+    }
+    return this.#ask({ type: 'manifest', migration, bytes, lengths }, [bytes.buffer]);
   }
 
   /**
@@ -195,13 +204,13 @@ export class PageServer {
     this.#counters.clear();
   }
 
-  #ask(body: RequestBody): Promise<void> {
+  #ask(body: RequestBody, transfer: ArrayBuffer[] = []): Promise<void> {
     if (this.#ended !== undefined) return Promise.reject(this.#ended);
     const id = this.#nextId++;
     return new Promise((resolve, reject) => {
       this.#pending.set(id, { resolve, reject });
       const request: Request = { ...body, id };
-      this.#worker.postMessage(request);
+      this.#worker.postMessage(request, transfer);
     });
   }
 

@@ -38,7 +38,7 @@ export type Request =
   | { id: number; type: 'offer'; offer: Offer; counters: SharedArrayBuffer }
   | { id: number; type: 'withdraw'; migration: string }
   | { id: number; type: 'map'; migration: string; runs: Uint32Array }
-  | { id: number; type: 'manifest'; migration: string; frames: Uint8Array[] }
+  | { id: number; type: 'manifest'; migration: string; bytes: Uint8Array; lengths: Uint32Array }
   | { id: number; type: 'state'; migration: string; chunk: Uint8Array }
   | { id: number; type: 'state-end'; migration: string }
   | { id: number; type: 'state-abort'; migration: string; error: ErrorJson }

@@ -35,10 +35,13 @@ export class StateStream extends ServerStream {
 
   #pump(): void {
     const { log } = this.offer;
+    // What was written at the switch is many small frames: they leave together.
+    this.socket.cork();
     while (this.#next < log.length && this.socket.writableLength < UNSENT_LIMIT && !this.closing) {
       const frame = log[this.#next++]!;
       this.offer.count(counterOf(frame[4]!), frame.length - HEADER_SIZE);
       this.send(frame);
     }
+    this.socket.uncork();
   }
 }
