@@ -72,12 +72,13 @@ class TaggedPages implements NamedPages {
     return session.installFromCache(frame, count, this.tags, this.spec.cache, outcome);
   }
 
+  // The rings are of tags, hence of frames of 4096 bytes: a larger frame is alone in its ring, whatever its parts repeat.
   next(frame: number): number {
-    return this.spec.next[frame]!;
+    return this.parts === 1 ? this.spec.next[frame]! : frame;
   }
 
   ring(frame: number): number {
-    return this.spec.first[frame]!;
+    return this.parts === 1 ? this.spec.first[frame]! : frame;
   }
 
   /** Whether there is a cache that can serve this guest: its pages are of 4096 bytes. */
