@@ -62,7 +62,9 @@ export async function soak(cluster: Cluster, options: SoakOptions): Promise<Soak
 
   // with fewer the agents are still warming up
   const judged = migrations > WARM_AFTER;
-  const warmAfter = judged ? WARM_AFTER : Math.ceil(migrations / 2);
+  const half = judged ? WARM_AFTER : Math.ceil(migrations / 2);
+  // the guest is at the same agent then as at the end: that one holds its connections
+  const warmAfter = half + ((migrations - half) % 2);
   let warm: Rest[] = [];
   for (let nth = 1; nth <= migrations; nth++) {
     const [from, to] = nth % 2 === 1 ? agents : [agents[1], agents[0]];
