@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "core/sanitizer.h"
 #include "core/uffd_abi.h"
 
 namespace pagetide {
@@ -363,6 +364,7 @@ uint64_t FaultSession::NextMissing(uint64_t frame) const {
   if (frame >= frames()) return frames();
   // Missing is 0: memchr runs at memory speed. A byte that changes meanwhile costs a failed claim, nothing else.
   static_assert(static_cast<int>(FrameState::Missing) == 0);
+  RacyReads racy;
   const void* hit = memchr(table_->bytes() + frame, 0, frames() - frame);
   return hit == nullptr ? frames() : static_cast<uint64_t>(static_cast<const uint8_t*>(hit) - table_->bytes());
 }

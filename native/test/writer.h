@@ -8,8 +8,8 @@
 
 namespace pagetide::test {
 
-// Enough for several times the ranges that the kernel collects in one walk of a scan (512).
-inline constexpr uint64_t kWriterBytes = 32 << 20;
+// In one region, enough for twice the ranges that the kernel collects in one walk of a scan (512).
+inline constexpr uint64_t kWriterBytes = 16 << 20;
 
 // One write of the helper: both sides draw the same from the same seed.
 struct Write {
