@@ -1,6 +1,7 @@
 // The shared-page cache for JavaScript, by number. Every call checks its arguments before the core is called.
 #include "addon/cache.h"
 
+#include "addon/domain_keys.h"
 #include "addon/support.h"
 
 namespace pagetide {
@@ -83,6 +84,18 @@ Napi::Value SetKey(const Napi::CallbackInfo& info) {
   if (!shared || !GetInt(info, 1, 0, UINT32_MAX, &domain) || !GetBytes(info, 2, &key, &size))
     return info.Env().Undefined();
   Error error = shared->keys.Set(static_cast<uint32_t>(domain), key, size);
+  return error.ok() ? info.Env().Undefined() : Throw(info.Env(), error);
+}
+
+// cacheUseKey(id, domain, key): the key by its number, so that no secret comes by way of JavaScript
+Napi::Value UseKey(const Napi::CallbackInfo& info) {
+  auto shared = Find(info);
+  int64_t domain, id;
+  if (!shared || !GetInt(info, 1, 0, UINT32_MAX, &domain) || !GetInt(info, 2, 1, UINT32_MAX, &id))
+    return info.Env().Undefined();
+  auto key = DomainKeys().Find(static_cast<uint32_t>(id));
+  if (!key) return Throw(info.Env(), MakeError(ErrorKind::Internal, "there is no domain key " + std::to_string(id)));
+  Error error = shared->keys.Set(static_cast<uint32_t>(domain), key->bytes(), kDomainKeyBytes);
   return error.ok() ? info.Env().Undefined() : Throw(info.Env(), error);
 }
 
@@ -203,6 +216,7 @@ void InitCache(Napi::Env env, Napi::Object exports) {
   add("createCache", CreateCache);
   add("destroyCache", DestroyCache);
   add("cacheKey", SetKey);
+  add("cacheUseKey", UseKey);
   add("cacheInsert", Insert);
   add("cacheRead", Read);
   add("cacheHas", Has);

@@ -2,21 +2,21 @@
 // in every thread of the process.
 #include "core/tags.h"
 
-#include "addon/registry.h"
+#include "addon/domain_keys.h"
 #include "addon/support.h"
 
 namespace pagetide {
+
+// Never destroyed: threads may outlive static destructors.
+Registry<DomainKey>& DomainKeys() {
+  static auto* keys = new Registry<DomainKey>();
+  return *keys;
+}
 
 namespace {
 
 constexpr int64_t kMaxOffset = 1ll << 52;
 constexpr int64_t kMaxPages = 1ll << 32;
-
-// Never destroyed: threads may outlive static destructors.
-Registry<DomainKey>& Keys() {
-  static auto* keys = new Registry<DomainKey>();
-  return *keys;
-}
 
 Napi::Value OpenDomainKey(const Napi::CallbackInfo& info) {
   uint8_t* bytes;
@@ -24,14 +24,14 @@ Napi::Value OpenDomainKey(const Napi::CallbackInfo& info) {
   if (!GetBytes(info, 0, &bytes, &size)) return info.Env().Undefined();
   auto key = DomainKey::Open(bytes, size);
   if (!key.ok()) return Throw(info.Env(), key.error);
-  return Napi::Number::New(info.Env(), Keys().Add(key.value));
+  return Napi::Number::New(info.Env(), DomainKeys().Add(key.value));
 }
 
 Napi::Value CloseDomainKey(const Napi::CallbackInfo& info) {
   int64_t id;
   if (!GetInt(info, 0, 1, UINT32_MAX, &id)) return info.Env().Undefined();
   // idempotent, as closing is elsewhere; a call of another thread that is under way keeps the key until it ends
-  Keys().Remove(static_cast<uint32_t>(id));
+  DomainKeys().Remove(static_cast<uint32_t>(id));
   return info.Env().Undefined();
 }
 
@@ -39,7 +39,7 @@ Napi::Value CloseDomainKey(const Napi::CallbackInfo& info) {
 std::shared_ptr<DomainKey> GetKey(const Napi::CallbackInfo& info) {
   int64_t id;
   if (!GetInt(info, 0, 1, UINT32_MAX, &id)) return nullptr;
-  auto key = Keys().Find(static_cast<uint32_t>(id));
+  auto key = DomainKeys().Find(static_cast<uint32_t>(id));
   if (!key) Throw(info.Env(), MakeError(ErrorKind::Internal, "there is no domain key " + std::to_string(id)));
   return key;
 }

@@ -147,6 +147,9 @@ uint32_t PageCache::Reserve() {
 Insertion PageCache::Insert(const Tag& tag, uint32_t domain, const uint8_t* page, uint8_t value) {
   uint8_t copy[kCachePage];
   memcpy(copy, page, sizeof copy);
+  // Before the key is looked at. A removal that begins later is seen when the page is published; for one that began
+  // earlier, the key was forgotten before that.
+  uint64_t removals = removals_.load();
   Verdict verdict = Verdict::Wrong;
   if (!tag.IsZero()) verdict = verify_.verify(verify_.context, domain, copy, reinterpret_cast<const uint8_t*>(&tag));
   if (verdict != Verdict::Right) {
@@ -185,6 +188,13 @@ Insertion PageCache::Insert(const Tag& tag, uint32_t domain, const uint8_t* page
     if (written && !file_->EraseSlot(slot)) Lose();
     PushFree(slot);
     return written ? Insertion::Present : Insertion::Lost;
+  }
+  if (removals_.load() != removals) {
+    // Its domain may be among what was removed, and whoever removes it may have passed this slot already.
+    if (!file_->EraseSlot(slot)) Lose();
+    PushFree(slot);
+    refused_.Add();
+    return Insertion::Full;
   }
   domains_[slot] = domain;
   index_.Publish(slot, tag, true);
@@ -263,6 +273,10 @@ uint64_t PageCache::Unpin(uint64_t set) {
 template <typename Keep>
 uint64_t PageCache::FreeAll(Keep keep) {
   uint64_t freed = 0;
+  {
+    std::lock_guard hold(mutex_);
+    removals_.fetch_add(1);
+  }
   for (uint64_t at = 0; at < slots(); at += kBatch) {
     std::lock_guard hold(mutex_);
     for (uint64_t i = at; i < std::min(slots(), at + kBatch); i++) {

@@ -59,7 +59,7 @@ enum class Insertion : int {
   Present = 1,     // it was there already
   Rejected = 2,    // the page does not have that tag, or the tag is that of the zero page, which is never cached
   Unverified = 3,  // the domain's key is not known
-  Full = 4,        // every slot is held by a running migration, or just being read
+  Full = 4,        // every slot is held by a running migration, or just being read; or pages are being removed
   Lost = 5,        // the file was cut off: the cache is of no use any more
 };
 
@@ -115,7 +115,8 @@ class PageCache {
   // Returns how many were still held.
   uint64_t Unpin(uint64_t set);
 
-  // Erases every page of the domain; returns how many. What is inserted meanwhile may stay: end that first.
+  // Erases every page of the domain; returns how many. Forget its key first: an insertion that was verified before this
+  // call is refused where it would be published after it, and one that begins later finds no key.
   uint64_t RemoveDomain(uint32_t domain);
   uint64_t Clear();
 
@@ -155,6 +156,7 @@ class PageCache {
   std::map<uint64_t, std::vector<Held>> sets_;
   uint32_t free_ = 0;  // first free slot + 1
   uint64_t used_ = 0, pinned_ = 0;
+  std::atomic<uint64_t> removals_{0};  // written with the mutex
   std::atomic<bool> lost_{false};
   Counter hits_, misses_, insertions_, evictions_, rejected_, dropped_, refused_;
 };

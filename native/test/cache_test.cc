@@ -4,6 +4,7 @@
 
 #include <map>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "core/page_cache.h"
@@ -122,6 +123,28 @@ TEST(cache_removed_domain_leaves_no_bytes) {
     CHECK_EQ(there, n % 3 != 1);
     CHECK_EQ(Get(*cache, n, static_cast<uint32_t>(n % 3)), n % 3 != 1);
   }
+}
+
+// A page that was verified before its domain is removed does not come in after it.
+TEST(cache_removal_refuses_what_was_verified_before) {
+  static PageCache* removing = nullptr;
+  PageCache::Options options = CacheOptions(8);
+  options.verify = {[](void*, uint32_t domain, const uint8_t* page, const uint8_t* tag) {
+                      Verdict verdict = VerifyTag(nullptr, domain, page, tag);
+                      if (removing != nullptr) std::exchange(removing, nullptr)->RemoveDomain(domain);
+                      return verdict;
+                    },
+                    nullptr};
+  auto opened = PageCache::Open(options);
+  CHECK_OK(opened.error);
+  PageCache& cache = *opened.value;
+  CHECK_EQ(Put(cache, 1), Insertion::Inserted);
+  removing = &cache;
+  CHECK_EQ(Put(cache, 2), Insertion::Full);
+  CHECK(!Get(cache, 1));
+  CHECK(!Get(cache, 2));
+  CHECK_EQ(cache.Stats().used, 0u);
+  CHECK_EQ(Put(cache, 2), Insertion::Inserted);
 }
 
 // A slot that somebody reads is never taken; removal waits for the reader.

@@ -59,7 +59,7 @@ export const Insertion = {
   Rejected: 2,
   /** The domain has no key here: the page could not be verified. */
   Unverified: 3,
-  /** Every slot is held by a running migration, or just being read. */
+  /** Every slot is held by a running migration, or just being read; or pages are being removed right now. */
   Full: 4,
   /** The cache's file was cut off: it is of no use any more. */
   Lost: 5,
@@ -381,6 +381,8 @@ export interface Native {
   destroyCache(id: number): void;
   /** 1 to 64 bytes; none: the domain's key is forgotten. */
   cacheKey(id: number, domain: number, key: Uint8Array): void;
+  /** The same with a domain key (`openDomainKey`) by its number: the secret stays in native memory. */
+  cacheUseKey(id: number, domain: number, key: number): void;
   cacheInsert(
     id: number,
     domain: number,

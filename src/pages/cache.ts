@@ -12,6 +12,7 @@
 import { threadId } from 'node:worker_threads';
 import { PagetideError } from '../errors.ts';
 import { native, type CacheStats, type Insertion } from '../memory/native.ts';
+import type { DomainKey } from './tags.ts';
 
 export { Insertion, type CacheStats } from '../memory/native.ts';
 
@@ -83,6 +84,11 @@ export class PageCache {
     native().cacheKey(this.id, checkDomain(domain), key);
   }
 
+  /** The same from a key of which only native code has the bytes. It may be closed afterwards. */
+  useKey(domain: number, key: DomainKey): void {
+    native().cacheUseKey(this.id, checkDomain(domain), key.id);
+  }
+
   /**
    * Copies the page at `pages[pageOffset]`, verifies the copy against the tag at `tags[tagOffset]`, and keeps it,
    * evicting another where the cache is full.
@@ -132,8 +138,8 @@ export class PageCache {
   }
 
   /**
-   * Erases every page of the domain from the file, pinned or not; returns how many. End what inserts pages of that domain
-   * first. @throws PagetideError `PT_CACHE_FILE` where the file was cut off, so that it could not be erased
+   * Erases every page of the domain from the file, pinned or not; returns how many. Forget its key first ({@link setKey}): what
+   * other threads insert meanwhile is refused then. @throws PagetideError `PT_CACHE_FILE` where the file was cut off, so that it could not be erased
    */
   removeDomain(domain: number): number {
     return native().cacheRemoveDomain(this.id, checkDomain(domain));
