@@ -60,6 +60,13 @@ export const ERROR_CODES = {
     status: 422,
     hint: 'Remove the cache file, or configure another path; it only holds copies, and is made anew.',
   },
+  PT_NO_CACHE: { status: 409, hint: 'Set cache.size in the configuration of the agent.' },
+  // domains
+  PT_DOMAIN_UNKNOWN: { status: 404, hint: 'Grant the domain to that host first.' },
+  PT_DOMAIN_SECRET: {
+    status: 409,
+    hint: 'Two domains have the same name: remove one, and grant the other to both hosts.',
+  },
   // between agents
   PT_PEER_UNREACHABLE: { status: 502, hint: 'Check the address and that the agent there is running.' },
   PT_PEER_FAILED: { status: 502, hint: 'The cause is the other agent’s own error.' },

@@ -82,11 +82,13 @@ export class Agent implements AgentService {
 
   async attachGuest(request: GuestRequest): Promise<GuestInfo> {
     this.#refuseBusy(request.name); // a migration may be bringing, or still ending, one of that name
+    this.#checkDomain(request);
     return this.#info(await this.#guests.attach(request), false);
   }
 
   async runGuest(request: GuestRequest): Promise<GuestInfo> {
     this.#refuseBusy(request.name);
+    this.#checkDomain(request);
     return this.#info(await this.#guests.run(request), false);
   }
 
@@ -207,6 +209,11 @@ export class Agent implements AgentService {
     }
   }
 
+  #checkDomain({ domain }: GuestRequest): void {
+    if (domain === undefined || this.#host.shared.domain(domain) !== undefined) return;
+    throw new PagetideError('PT_DOMAIN_UNKNOWN', `there is no domain '${domain}' on this host`);
+  }
+
   #refuseBusy(name: string): void {
     if (this.migrations.of(name) === undefined) return;
     throw new PagetideError('PT_GUEST_BUSY', `guest '${name}' is being migrated`);
@@ -228,6 +235,7 @@ export class Agent implements AgentService {
       pageSize: record.pageSize,
       files: record.files,
       description: record.description,
+      ...(record.domain === undefined ? {} : { domain: record.domain }),
       ...(machine === undefined
         ? {}
         : {

@@ -16,6 +16,8 @@ import { parseSize } from './units.ts';
 const GUEST_SOCKET_ROOM = '/guests/'.length + 16 + '/'.length + 13;
 /** f_type of tmpfs, from linux/magic.h. */
 const TMPFS_MAGIC = 0x01021994;
+/** Smallest cache file, bytes. */
+const SMALLEST_CACHE = 2 ** 20;
 /** Largest configuration file, bytes. */
 const FILE_LIMIT = 1024 * 1024;
 
@@ -29,6 +31,15 @@ const bytesPerSecond = z.union([z.int().positive(), z.string()]).transform((valu
   const bytes = typeof value === 'number' ? value : parseSize(value);
   if (bytes === undefined || bytes < 65_536) {
     context.addIssue({ code: 'custom', message: 'bytes a second, 64K at least, e.g. 104857600 or 100M' });
+    return z.NEVER;
+  }
+  return bytes;
+});
+
+const cacheSize = z.union([z.int().min(0), z.string()]).transform((value, context): number => {
+  const bytes = typeof value === 'number' ? value : parseSize(value);
+  if (bytes !== 0 && (bytes === undefined || bytes < SMALLEST_CACHE)) {
+    context.addIssue({ code: 'custom', message: 'a size, 1M at least, e.g. 1G; 0 for none' });
     return z.NEVER;
   }
   return bytes;
@@ -87,6 +98,27 @@ export const configSchema = z.strictObject({
     })
     .prefault({})
     .describe('The background fill, which brings the pages that have not faulted.'),
+  cache: z
+    .strictObject({
+      size: cacheSize
+        .default(0)
+        .describe(
+          'Bytes of the cache file, or with K, M, G; all of it is allocated at once. 0: no cache. Of use to guests of a domain only.',
+        ),
+      path: path
+        .exactOptional()
+        .describe(
+          'The cache file, on a tmpfs or a disk; one agent, one file. Default: `shared-pages` in `memoryFolder`.',
+        ),
+      history: z
+        .int()
+        .min(0)
+        .max(10_000)
+        .default(64)
+        .describe('Guests that left whose manifests are kept, in `state`, for when they come back.'),
+    })
+    .prefault({})
+    .describe('The shared-page cache: pages that guests of one domain have in common, see docs/cache.md.'),
   timeouts: z
     .strictObject({
       prepareMs: millis.default(60_000).describe('For the destination to get ready, VMM started.'),
@@ -210,7 +242,8 @@ function complete(given: ConfigFile, host: ConfigHost): AgentConfig {
   checkSocketPath(runtimeFolder + 'x'.repeat(GUEST_SOCKET_ROOM), 'sockets of guests');
   const memoryFolder = resolve(given.memoryFolder ?? `/dev/shm/pagetide-${host.uid}-${name}`);
   checkTmpfs(memoryFolder, host);
-  return { ...given, listen, name, state, runtimeFolder, control, memoryFolder };
+  const cache = { ...given.cache, ...(given.cache.path === undefined ? {} : { path: resolve(given.cache.path) }) };
+  return { ...given, listen, name, state, runtimeFolder, control, memoryFolder, cache };
 }
 
 /** The host's name, as far as it can be an agent's. */

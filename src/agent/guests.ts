@@ -220,6 +220,7 @@ export class Guests {
     try {
       await makeFolder(place.folder);
       const vmm = await make(DRIVERS[request.driver], place);
+      if (request.domain !== undefined) vmm.record.domain = request.domain;
       const twin = this.all().find(({ vmm: { record } }) => record.pid === vmm.record.pid && isAlive(record));
       if (twin !== undefined) {
         // under two names it could be at two hosts

@@ -47,6 +47,7 @@ const guest = z.strictObject({
     config: z.record(z.string(), z.unknown()),
   }),
   local: z.record(z.string(), z.string()),
+  domain: z.string().exactOptional(),
 }) satisfies z.ZodType<GuestRecord>;
 
 // a code that this version doesn't know is no reason to refuse a journal: it only tells people why

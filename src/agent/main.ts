@@ -1,9 +1,10 @@
 /**
- * Starts an agent, in this order: lock and journal, guests, page server (the port), migrations, control socket. The
+ * Starts an agent, in this order: lock and journal, cache, guests, page server (the port), migrations, control socket. The
  * control socket appears last: who finds it finds an agent that is ready.
  */
 import { mkdir } from 'node:fs/promises';
 import type { MigrationHost } from '../migration/host.ts';
+import type { SharedPages } from '../migration/shared-pages.ts';
 import { compactOwnership } from '../migration/ownership/index.ts';
 import { WorkerPools } from '../memory/worker-pools.ts';
 import { TagPool } from '../pages/tag-pool.ts';
@@ -11,12 +12,14 @@ import { PageServer } from '../transport/page-server.ts';
 import { PeerClient } from '../transport/peer.ts';
 import { Agent } from './agent.ts';
 import { buildApi } from './api/app.ts';
+import { openSharedPages } from './cache.ts';
 import { listenControl } from './api/listen.ts';
 import type { AgentConfig } from './config.ts';
 import { Guests } from './guests.ts';
 import { Journal, type JournalRecord } from './journal.ts';
 import { createLogger } from './log.ts';
 import { checkRoom } from './room.ts';
+import { testDomains } from './test-domains.ts';
 
 /** A source that is silent for this long has given a destination up that doesn't own the guest yet, milliseconds. */
 const SILENCE_MS = 30_000;
@@ -42,6 +45,9 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     const journal = await Journal.open(config.state);
     undo.push(() => journal.close());
     await journal.compact(compact);
+
+    const pages = openSharedPages(config, testDomains(process.env), log);
+    undo.push(() => pages.close());
 
     const guests = new Guests(config, journal, log);
     undo.push(() => guests.close());
@@ -69,7 +75,7 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     const url = config.advertise ?? pageServer.address().url;
     const agent = new Agent(
       config,
-      migrationHost(config, { guests, journal, pools, tagPool, pageServer, url, log }),
+      migrationHost(config, { guests, journal, pools, tagPool, shared: pages.shared, pageServer, url, log }),
       guests,
       journal,
       log,
@@ -93,19 +99,21 @@ interface Parts {
   journal: Journal;
   pools: WorkerPools;
   tagPool: TagPool;
+  shared: SharedPages;
   pageServer: PageServer;
   url: string;
   log: ReturnType<typeof createLogger>;
 }
 
 function migrationHost(config: AgentConfig, parts: Parts): MigrationHost {
-  const { guests, journal, pools, tagPool, pageServer, url, log } = parts;
+  const { guests, journal, pools, tagPool, shared, pageServer, url, log } = parts;
   const { fill, timeouts, spinMicros } = config;
   return {
     log,
     pageServer,
     pools,
     tagPool,
+    shared,
     url,
     settings: {
       spinMicros,

@@ -205,7 +205,7 @@ export class Migrations {
   }
 
   #obstacle(request: PrepareRequest): PagetideError | undefined {
-    const { guest, epoch, description } = request;
+    const { guest, epoch, description, domain } = request;
     const local = this.#guests.get(guest);
     const refused = admission({
       guest,
@@ -217,6 +217,11 @@ export class Migrations {
     if (refused !== undefined) return new PagetideError(refused.code, refused.message, { hint: refused.hint });
     try {
       this.#guests.validate(guest, description);
+      const own = local?.vmm.record.domain;
+      if (own !== undefined && own !== domain?.name)
+        return new PagetideError('PT_VMM_REFUSED_STATE', `the VMM attached for '${guest}' is of the domain '${own}'`, {
+          hint: 'Attach it with the domain of the guest that is to come.',
+        });
       return undefined;
     } catch (error) {
       if (error instanceof PagetideError) return error;

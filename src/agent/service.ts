@@ -37,6 +37,8 @@ export interface GuestInfo {
   pageSize: number;
   files: MemoryFile[];
   description: GuestDescription;
+  /** The guests that it may share pages with; none: nobody. */
+  domain?: string;
   /** The migration under way, if any. */
   migration?: { id: string; direction: 'outgoing' | 'incoming'; progress: MigrationProgress };
   stats?: GuestStats;
@@ -48,6 +50,8 @@ export interface GuestRequest {
   driver: 'embedded' | 'qemu';
   /** The driver's own; it validates them. */
   options: Record<string, unknown>;
+  /** One that this host has; guests of no domain share pages with nobody. */
+  domain?: string;
 }
 
 export interface MigrateRequest {

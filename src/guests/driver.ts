@@ -47,6 +47,8 @@ export interface GuestRecord {
   description: GuestDescription;
   /** The driver's own: sockets and the like. */
   local: Record<string, string>;
+  /** The guests that it may share pages with; none: nobody. The agent's, not the driver's. */
+  domain?: string;
 }
 
 export type VmmStatus = 'running' | 'paused' | 'incoming' | 'gone';

@@ -11,7 +11,8 @@
  *                     Installing ──► park: whoever installs it wakes the guest, or gives it back ─┤
  *                                                                                                 │
  *   answer (event loop) ──► install, or zero page ──► record the stall ───────────────────────────┤
- *   EAGAIN anywhere ──► park with the content; the next wait drains the event, then again ────────┘
+ *   EAGAIN anywhere ──► park with the content; the next wait drains the event, then again ────────┤
+ *   nothing to do ──► one page that came from elsewhere into the cache (keep-queue.ts) ───────────┘
  *
  * The hit way allocates nothing, awaits nothing, logs nothing: one native call waits, one installs.
  *
@@ -24,6 +25,7 @@
  */
 import { PagetideError } from '../errors.ts';
 import { MOST_UNITS, toUnits } from './histogram.ts';
+import { KeepQueue } from './keep-queue.ts';
 import type { LocalPages } from './local-pages.ts';
 import { FrameState, Outcome, OutcomeField, OUTCOME_FIELDS, WaitField, WaitFlag, WAIT_FIELDS } from './native.ts';
 import type { FaultSession } from './native.ts';
@@ -100,6 +102,7 @@ export class FaultService {
   private readonly local: LocalPages | undefined;
   private readonly demand: DemandPages | undefined;
   private readonly named: NamedPages | undefined;
+  private readonly keeping: KeepQueue | undefined;
   private readonly spinMicros: number;
   private readonly onEvent: (event: FaultServiceEvent) => void;
 
@@ -126,6 +129,7 @@ export class FaultService {
     this.local = options.local;
     this.demand = options.demand;
     this.named = options.named;
+    if (this.named?.keeps === true) this.keeping = new KeepQueue(this.named, this.session.pageSize);
     this.spinMicros = options.spinMicros;
     this.onEvent = options.onEvent;
     this.table = this.session.table;
@@ -135,7 +139,10 @@ export class FaultService {
   async run(): Promise<FaultServiceEnd> {
     for (;;) {
       const next = this.serve();
-      if (next !== 'turn') return next;
+      if (next !== 'turn') {
+        this.keeping?.drain();
+        return next;
+      }
       await turn();
     }
   }
@@ -145,11 +152,12 @@ export class FaultService {
    * an async one is never optimized, and would make an object of each time that it reads.
    */
   private serve(): FaultServiceEnd | 'turn' {
-    const { session, status, frames, demand } = this;
+    const { session, status, frames, demand, keeping } = this;
     for (;;) {
-      const sleep = this.parked.size > 0 ? PARKED_MS : SLEEP_MS;
+      const kept = keeping !== undefined && keeping.size > 0;
+      const sleep = kept ? 0 : this.parked.size > 0 ? PARKED_MS : SLEEP_MS;
       // While an answer from elsewhere is awaited, spinning would only take the CPU from whoever brings it.
-      const spin = this.waiting.size > 0 ? 0 : this.spinMicros;
+      const spin = kept || this.waiting.size > 0 ? 0 : this.spinMicros;
       const faults = session.wait(frames, status, sleep, spin, demand?.directFd ?? -1);
       const flags = status[WaitField.Flags]!;
       if (this.hits > 0) this.recordHits();
@@ -160,7 +168,8 @@ export class FaultService {
       if (this.gone || (flags & WaitFlag.Hangup) !== 0) return 'gone';
       if ((flags & WaitFlag.Stop) !== 0) return 'stopped';
       if (this.parked.size > 0) this.retryParked();
-      const idle = faults === 0 && flags === 0;
+      const idle = faults === 0 && flags === 0 && !kept;
+      if (kept && faults === 0 && flags === 0) keeping.keepOne();
       if (idle) this.askAgain();
       if (idle || ended || (flags & WaitFlag.Loop) !== 0 || this.isTurnDue()) {
         this.times[TimeField.Turned] = this.roundRead;
@@ -187,6 +196,7 @@ export class FaultService {
     if (result === Outcome.Done && outcome[OutcomeField.Installed] === 1) {
       this.finish(frame);
       if (named !== undefined) this.spread(named, frame, page, offset);
+      this.keeping?.push(frame, page, offset);
     } else if (result === Outcome.Done) {
       // Nothing to install any more: the fill was first, or the guest gave the frame up meanwhile.
       this.finishZero(frame);
@@ -285,7 +295,6 @@ export class FaultService {
         }
         if (outcome[OutcomeField.Installed] === 1) {
           this.hits++;
-          this.serving.addCached('demand', 1);
           this.serving.hint(frame);
           return;
         }

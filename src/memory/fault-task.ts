@@ -39,7 +39,7 @@ export async function runFaultTask(task: ServiceTask): Promise<ServiceEnd> {
         onConnected: () => late.faults?.connected(),
       });
       const pages = peer;
-      if (task.pages.named !== undefined) named = openNamedPages(task.pages.named, task.pages.pageSize);
+      if (task.pages.named !== undefined) named = openNamedPages(task.pages.named, session.pageSize, serving, 'demand');
       demand = {
         request: (frame) => pages.requestPage(frame),
         get directFd() {

@@ -150,6 +150,8 @@ export class FillService {
     }
     this.install(batch);
     this.ask();
+    // when the guest has its pages, and the next ones are on their way
+    if (named?.keeps === true) this.keep(named, batch);
     if (this.again.length > 0 || this.inFlight.size === 0) this.wake?.();
   }
 
@@ -192,7 +194,7 @@ export class FillService {
    * Undefined: the cache could not be asked now; all was given back.
    */
   private wanted(claimed: readonly number[]): Uint32Array | undefined {
-    const { session, serving, named } = this.options;
+    const { session, named } = this.options;
     if (named === undefined) return Uint32Array.from(claimed);
     const runs: number[] = [];
     for (let i = 0; i < claimed.length; i += 2) {
@@ -201,7 +203,6 @@ export class FillService {
       while (frame < end) {
         const result = named.install(session, frame, end - frame, this.outcome);
         const installed = this.outcome[OutcomeField.Installed]!;
-        serving.addCached('fill', installed);
         if (installed > 0) this.troubled = false;
         frame = this.outcome[OutcomeField.Next]!;
         if (result === Outcome.Done) continue;
@@ -270,6 +271,20 @@ export class FillService {
       }
     }
     return true;
+  }
+
+  /** Every page of a batch that was found right goes into the cache; of those that repeat, one. */
+  private keep(named: NamedPages, { runs, zero, pages }: FilledBatch): void {
+    const { pageSize } = this.options.session;
+    let index = 0;
+    let offset = 0;
+    for (let i = 0; i < runs.length; i += 2) {
+      for (let frame = runs[i]!; frame < runs[i]! + runs[i + 1]!; frame++) {
+        if (bit(zero, index++)) continue;
+        named.keep(frame, pages, offset);
+        offset += pageSize;
+      }
+    }
   }
 
   /** Fills the window of requests. */

@@ -47,7 +47,7 @@ export async function runFillTask(task: ServiceTask): Promise<ServiceEnd> {
       session,
       serving,
       local,
-      named: names && openNamedPages(names, session.pageSize),
+      named: names && openNamedPages(names, session.pageSize, serving, 'fill'),
       remote: pages && {
         request: (runs) => {
           const stream = pages.requestBatch(runs);

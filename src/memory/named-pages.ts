@@ -4,6 +4,7 @@
  */
 import { TAG_BYTES } from '../pages/tags.ts';
 import { native, Outcome, OutcomeField, type FaultSession } from './native.ts';
+import type { Serving } from './serving.ts';
 
 /** What travels to a worker. */
 export interface NamedPagesSpec {
@@ -16,6 +17,8 @@ export interface NamedPagesSpec {
   key: number;
   /** The shared-page cache; 0: none. */
   cache: number;
+  /** By which number the cache knows the domain. */
+  domain: number;
 }
 
 /** What fault and fill service use of it. */
@@ -25,14 +28,21 @@ export interface NamedPages {
   /** Whether the page of `frame` is the zero page. */
   isZero(frame: number): boolean;
   /**
-   * Installs from the cache, from `frame` on, up to the first frame that it lacks: `Absent`. Its copy was checked when it
-   * entered the cache.
+   * Installs what is on this host already, from `frame` on, up to the first frame that is not: `Absent`. Counts where each
+   * page came from. A copy in the cache was checked when it entered it.
    */
   install(session: FaultSession, frame: number, count: number, outcome: Int32Array): Outcome;
   /** The next frame with the same page, around the ring; `frame` itself where it is the only one. */
   next(frame: number): number;
   /** Names the ring: the same for all frames of one. */
   ring(frame: number): number;
+  /**
+   * Puts the page of `frame`, at `page[offset …]`, into the cache, for other guests and for when this one comes back. It is
+   * verified there. Takes about as long as two digests: nothing for the way of a fault before it is answered.
+   */
+  keep(frame: number, page: Uint8Array, offset: number): void;
+  /** Whether {@link keep} does anything. */
+  readonly keeps: boolean;
 }
 
 /** Bytes of a page that has a tag, whatever the guest's page size. */
@@ -41,15 +51,20 @@ const TAGGED = 4096;
 class TaggedPages implements NamedPages {
   private readonly spec: NamedPagesSpec;
   private readonly tags: Uint8Array;
-  private readonly pageSize: number;
+  private readonly serving: Serving;
+  private readonly which: 'demand' | 'fill';
   /** Tags of one frame. */
   private readonly parts: number;
+  /** Whether there is a cache that can serve this guest: its pages are of 4096 bytes. */
+  readonly keeps: boolean;
 
-  constructor(spec: NamedPagesSpec, pageSize: number) {
+  constructor(spec: NamedPagesSpec, pageSize: number, serving: Serving, which: 'demand' | 'fill') {
     this.spec = spec;
     this.tags = native().arenaView(spec.tags);
-    this.pageSize = pageSize;
     this.parts = pageSize / TAGGED;
+    this.keeps = spec.cache !== 0 && pageSize === TAGGED;
+    this.serving = serving;
+    this.which = which;
   }
 
   verify(frame: number, page: Uint8Array, offset: number): boolean {
@@ -68,8 +83,20 @@ class TaggedPages implements NamedPages {
     return true;
   }
 
+  /** The places of this host, one after the other: so far the cache alone. */
   install(session: FaultSession, frame: number, count: number, outcome: Int32Array): Outcome {
-    return session.installFromCache(frame, count, this.tags, this.spec.cache, outcome);
+    if (!this.keeps) return absent(frame, outcome);
+    const result = session.installFromCache(frame, count, this.tags, this.spec.cache, outcome);
+    const installed = outcome[OutcomeField.Installed]!;
+    if (installed > 0) this.serving.addCached(this.which, installed);
+    return result;
+  }
+
+  keep(frame: number, page: Uint8Array, offset: number): void {
+    if (!this.keeps) return;
+    const { cache, domain } = this.spec;
+    // What comes of it matters to nobody here: a page that the cache can't take now is asked for again another time.
+    native().cacheInsert(cache, domain, this.tags, frame * TAG_BYTES, page, offset, 0);
   }
 
   // The rings are of tags, hence of frames of 4096 bytes: a larger frame is alone in its ring, whatever its parts repeat.
@@ -80,27 +107,16 @@ class TaggedPages implements NamedPages {
   ring(frame: number): number {
     return this.parts === 1 ? this.spec.first[frame]! : frame;
   }
-
-  /** Whether there is a cache that can serve this guest: its pages are of 4096 bytes. */
-  get hasCache(): boolean {
-    return this.spec.cache !== 0 && this.pageSize === TAGGED;
-  }
 }
 
-/** Opens it in this thread. */
-export function openNamedPages(spec: NamedPagesSpec, pageSize: number): NamedPages {
-  const pages = new TaggedPages(spec, pageSize);
-  return pages.hasCache ? pages : withoutCache(pages);
-}
-
-function withoutCache(pages: TaggedPages): NamedPages {
-  return {
-    verify: (frame, page, offset) => pages.verify(frame, page, offset),
-    isZero: (frame) => pages.isZero(frame),
-    install: (_session, frame, _count, outcome) => absent(frame, outcome),
-    next: (frame) => pages.next(frame),
-    ring: (frame) => pages.ring(frame),
-  };
+/** Opens it in this thread. `which` of the two workers counts what it installs. */
+export function openNamedPages(
+  spec: NamedPagesSpec,
+  pageSize: number,
+  serving: Serving,
+  which: 'demand' | 'fill',
+): NamedPages {
+  return new TaggedPages(spec, pageSize, serving, which);
 }
 
 function absent(frame: number, outcome: Int32Array): Outcome {

@@ -4,7 +4,7 @@
  */
 import { closeSync, openSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { PagetideError } from '../errors.ts';
+import { asPagetideError, PagetideError } from '../errors.ts';
 import type { Acquired, GuestPlace, Vmm } from '../guests/driver.ts';
 import { memoryPrefix } from '../guests/marks.ts';
 import { GuestService } from '../memory/guest-service.ts';
@@ -128,6 +128,13 @@ export class Arrival {
     const zeroRuns = this.#names.zeroRuns(this.session.pageSize);
     for (let i = 0; i < zeroRuns.length; i += 2) this.session.reset(zeroRuns[i]!, zeroRuns[i + 1]!, FrameState.Zero);
     this.service.serve();
+  }
+
+  /** The guest runs here: see {@link ArrivingNames.hold}. Nothing waits for it. */
+  hold({ shared, log }: Pick<MigrationHost, 'shared' | 'log'>): void {
+    this.#names.hold(shared.chunks).catch((error: unknown) => {
+      log.debug({ error: asPagetideError(error).message }, 'the cached pages of a guest are not held');
+    });
   }
 
   /** Serves on after {@link reopen}: what faulted while nobody listened was read by the one who died, and faults again. */

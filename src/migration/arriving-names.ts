@@ -11,6 +11,8 @@ import { rmSync } from 'node:fs';
 import { PagetideError } from '../errors.ts';
 import { native } from '../memory/native.ts';
 import type { NamedPagesSpec } from '../memory/named-pages.ts';
+import { PageCache, type Pins } from '../pages/cache.ts';
+import type { ChunkStore } from '../pages/chunk-store.ts';
 import { linkDuplicates, noDuplicates, type Duplicates } from '../pages/duplicates.ts';
 import { CHUNK_FRAMES, Manifest, MOST_FRAMES } from '../pages/manifest.ts';
 import { decodeTagRuns, isZeroTag, tagRunsLimit } from '../pages/tag-runs.ts';
@@ -19,6 +21,16 @@ import type { ManifestOffer } from './types.ts';
 
 /** Tags of a slot of the file. */
 const SLOT_BYTES = 4096;
+/** Tags that are looked up in the cache in one go: about 2 ms. */
+const PIN_TAGS = 8192;
+
+/** What a guest's tags are made with, and where its pages may be found and kept. */
+export interface GuestKey {
+  /** Of whoever takes this over. */
+  key: DomainKey;
+  /** Undefined: of no domain, its pages are of use to nobody else. `cache` 0: there is none. */
+  shared: { cache: number; domain: number } | undefined;
+}
 
 /** What an offer says, checked. @throws PagetideError `PT_MANIFEST_INVALID` */
 export function checkOffer(offer: ManifestOffer, memoryBytes: number): Uint8Array {
@@ -62,13 +74,16 @@ export class ArrivingNames {
   readonly manifest: Manifest;
   readonly #arena: number;
   readonly #key: DomainKey;
+  readonly #shared: GuestKey['shared'];
   readonly #path: string;
+  #pins: Pins | undefined;
   readonly #duplicates: Duplicates;
   #closed = false;
 
-  private constructor(path: string, frames: number, key: DomainKey) {
+  private constructor(path: string, frames: number, { key, shared }: GuestKey) {
     this.#path = path;
     this.#key = key;
+    this.#shared = shared;
     this.#arena = native().createArena(path, SLOT_BYTES, Math.ceil((frames * TAG_BYTES) / SLOT_BYTES));
     this.manifest = new Manifest(
       frames,
@@ -80,12 +95,12 @@ export class ArrivingNames {
   }
 
   /** All frames zero so far. Takes the key over, also when it fails. */
-  static create(path: string, frames: number, key: DomainKey): ArrivingNames {
+  static create(path: string, frames: number, key: GuestKey): ArrivingNames {
     try {
       rmSync(path, { force: true });
       return new ArrivingNames(path, frames, key);
     } catch (error) {
-      key.close();
+      key.key.close();
       throw error;
     }
   }
@@ -94,12 +109,12 @@ export class ArrivingNames {
    * After a restart of the agent. Takes the key over, also when it fails.
    * @throws PagetideError `PT_MANIFEST_INVALID` when what lies there is not the manifest with this digest
    */
-  static reopen(path: string, frames: number, key: DomainKey, digest: string): ArrivingNames {
+  static reopen(path: string, frames: number, key: GuestKey, digest: string): ArrivingNames {
     let names: ArrivingNames;
     try {
       names = new ArrivingNames(path, frames, key);
     } catch (error) {
-      key.close();
+      key.key.close();
       throw error;
     }
     if (names.manifest.digest().toString('hex') !== digest) {
@@ -110,6 +125,41 @@ export class ArrivingNames {
     return names;
   }
 
+  /**
+   * Takes over the chunks that this host knows, which the source then need not send the tags of. Before anything is taken in
+   * from the source. Returns the others: [first, count, …].
+   */
+  learn(chunkTags: Uint8Array, known: ChunkStore): number[] {
+    const domain = this.#shared?.domain;
+    return wantedChunks(chunkTags, (chunk) => {
+      const tags = domain === undefined ? undefined : known.get(domain, chunkTags, chunk);
+      // another length: that chunk tag does not belong at this place, whatever the source says
+      if (tags?.length !== this.manifest.framesOf(chunk) * TAG_BYTES) return false;
+      this.manifest.setChunk(chunk, tags, chunkTags.subarray(chunk * TAG_BYTES, (chunk + 1) * TAG_BYTES));
+      return true;
+    });
+  }
+
+  /**
+   * The guest runs: its chunks are known from now on, and its pages that are in the cache stay there until {@link close}. Some at a
+   * time, as other guests' migrations go through this thread too.
+   */
+  async hold(known: ChunkStore): Promise<void> {
+    if (this.#shared === undefined || this.#pins !== undefined || this.#closed) return;
+    const { cache, domain } = this.#shared;
+    known.add(domain, this.manifest);
+    if (cache === 0) return;
+    const pins = PageCache.at(cache).pins();
+    this.#pins = pins;
+    const { tags } = this.manifest;
+    for (let at = 0; at < tags.length; at += PIN_TAGS * TAG_BYTES) {
+      pins.add(tags.subarray(at, at + PIN_TAGS * TAG_BYTES));
+      await new Promise((resolve) => setImmediate(resolve));
+      // let go meanwhile, and the table with it
+      if (this.#closed as boolean) return;
+    }
+  }
+
   /** The manifest is final: from now on workers may use {@link spec}. */
   settle(): void {
     linkDuplicates(this.manifest.tags, this.#duplicates);
@@ -118,7 +168,8 @@ export class ArrivingNames {
   /** What travels to the workers; of use there once it is settled. */
   get spec(): NamedPagesSpec {
     const { next, first } = this.#duplicates;
-    return { tags: this.#arena, next, first, key: this.#key.id, cache: 0 };
+    const { cache, domain } = this.#shared ?? { cache: 0, domain: 0 };
+    return { tags: this.#arena, next, first, key: this.#key.id, cache, domain };
   }
 
   /** [first frame, count, …] of the frames of `pageSize` bytes that are zero. */
@@ -140,6 +191,7 @@ export class ArrivingNames {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
+    this.#pins?.release();
     native().destroyArena(this.#arena);
     this.#key.close();
   }
@@ -151,11 +203,11 @@ export class ArrivingNames {
   }
 }
 
-/** Chunks that this host lacks, [first, count, …]: chunks of zero pages need no tags. */
-export function wantedChunks(chunkTags: Uint8Array): number[] {
+/** Chunks that this host lacks, [first, count, …]: chunks of zero pages need no tags, nor do those that are `known`. */
+export function wantedChunks(chunkTags: Uint8Array, known: (chunk: number) => boolean = () => false): number[] {
   const runs: number[] = [];
   for (let chunk = 0; chunk < chunkTags.length / TAG_BYTES; chunk++) {
-    if (isZeroTag(chunkTags, chunk)) continue;
+    if (isZeroTag(chunkTags, chunk) || known(chunk)) continue;
     if (runs.length > 0 && runs.at(-2)! + runs.at(-1)! === chunk) runs[runs.length - 1]!++;
     else runs.push(chunk, 1);
   }

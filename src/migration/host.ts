@@ -5,6 +5,7 @@ import type { WorkerPools } from '../memory/worker-pools.ts';
 import type { TagPool } from '../pages/tag-pool.ts';
 import type { PageServer } from '../transport/page-server.ts';
 import type { PeerClient } from '../transport/peer.ts';
+import type { SharedPages } from './shared-pages.ts';
 import type { OwnershipRecord } from './ownership/index.ts';
 
 export interface MigrationSettings {
@@ -22,6 +23,8 @@ export interface MigrationHost {
   readonly pageServer: PageServer;
   readonly pools: WorkerPools;
   readonly tagPool: TagPool;
+  /** What this host keeps of guests' pages, by domain. */
+  readonly shared: SharedPages;
   /** Under which the other agent reaches this one. */
   readonly url: string;
   /** A client of its own for each migration: its bytes are counted. */

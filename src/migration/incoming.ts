@@ -10,7 +10,7 @@ import type { PeerPagesSpec } from '../memory/worker-messages.ts';
 import type { PeerClient } from '../transport/peer.ts';
 import { native } from '../memory/native.ts';
 import { Arrival, partWith, tagsOf, type AcquiredRecord } from './arrival.ts';
-import { ArrivingNames, checkOffer, migrationKey, wantedChunks } from './arriving-names.ts';
+import { ArrivingNames, checkOffer } from './arriving-names.ts';
 import type { MigrationHost } from './host.ts';
 import {
   answerState,
@@ -278,7 +278,8 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
   }
 
   async #start(): Promise<DestinationEvent> {
-    const { guest, description, source, migration, manifest: offered } = this.#request();
+    const { guest, description, source, migration, domain, manifest: offered } = this.#request();
+    this.#host.shared.check(this.#request());
     await this.#host.checkRoom(description);
     const chunkTags = checkOffer(offered, description.memory.size);
     const place = this.#host.pools.take();
@@ -287,6 +288,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     try {
       const vmm = await this.#host.prepareVmm(guest, description);
       this.#vmm = vmm;
+      if (domain !== undefined) vmm.record.domain = domain.name;
       this.details.vmm = vmm.record;
       void vmm.exited.then(() => this.dispatch({ type: 'vmm-died' }));
       this.#unlessRefusing();
@@ -297,7 +299,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
       await this.#keep('incoming');
       this.#unlessRefusing();
       const at = this.#host.place(guest);
-      names = ArrivingNames.create(tagsOf(at, migration), offered.frames, migrationKey(source.token));
+      names = ArrivingNames.create(tagsOf(at, migration), offered.frames, this.#host.shared.openKey(this.#request()));
       uffd = undefined;
       this.#arrival = Arrival.open(this.#host, place, at, vmm, acquired, this.#pages(false), names);
     } catch (error) {
@@ -306,6 +308,8 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
       throw error;
     }
     this.#listen(this.#arrival);
+    // before the source is told what is wanted, and so before it sends any tags
+    const wants = names.learn(chunkTags, this.#host.shared.chunks);
     const { pageSize, frames } = this.#pages(false);
     const { manifest } = names;
     const state = new StateChannel({ url: source.url, migration, token: source.token, pageSize, frames, manifest });
@@ -314,7 +318,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     const connected = Promise.all([this.#arrival.ready(), state.connected]);
     await within(connected, this.#host.settings.prepareMs, 'the source did not answer on its page connections');
     this.#watchSource(state);
-    this.#wants = wantedChunks(chunkTags);
+    this.#wants = wants;
     return { type: 'vmm-started' };
   }
 
@@ -357,6 +361,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     clearInterval(this.#watch);
     this.#state?.close();
     this.#arrival?.service.fill();
+    this.#arrival?.hold(this.#host);
     // for the report after a restart; nothing waits for it
     this.#keep('owner').catch(() => undefined);
     await this.#host.adopt(this.#request().guest, vmm);
@@ -392,16 +397,17 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     this.#listen(this.#arrival);
     // The connection may take its time; faults are read and wait until then.
     this.#arrival.serveAgain();
+    this.#arrival.hold(this.#host);
     if (this.#arrival.session.counts().foreign > 0)
       this.#raise(new PagetideError('PT_FOREIGN_PAGE', 'a page is there that Pagetide did not install'));
     return { type: 'served' };
   }
 
   #namesAgain(path: string): ArrivingNames {
-    const { source, manifest } = this.#request();
+    const { manifest } = this.#request();
     const { digest } = this.details;
     if (digest === undefined) throw new PagetideError('PT_INTERNAL', "the journal lacks the manifest's digest");
-    return ArrivingNames.reopen(path, manifest.frames, migrationKey(source.token), digest);
+    return ArrivingNames.reopen(path, manifest.frames, this.#host.shared.openKey(this.#request()), digest);
   }
 
   async #unregister(): Promise<DestinationEvent> {
@@ -430,6 +436,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
         this.#host.log.error({ guest: this.state.guest, bad: result.bad }, 'the guest found wrong pages');
     }
     figures.verifyMs = performance.now() - begun;
+    this.#host.shared.noteLoss();
     this.#figures = figures;
     return { type: 'unregistered' };
   }

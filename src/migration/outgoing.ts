@@ -25,16 +25,18 @@ import {
 } from './ownership/index.ts';
 import { migrationKey } from './arriving-names.ts';
 import { GuestScan } from './guest-scan.ts';
+import { claimDomain, type Domain, type DomainClaim } from './domains.ts';
+import type { Leaving } from './shared-pages.ts';
 import { MachineRunner } from './runner.ts';
 import {
   PEER_PROTOCOL,
   type CompletionFigures,
   type IncomingStatus,
-  type ManifestOffer,
   type MigrationInfo,
   type MigrationProgress,
   type MigrationReport,
   type Mode,
+  type PrepareRequest,
 } from './types.ts';
 
 /** Kept with every record of the journal: what a restarted agent needs. */
@@ -82,6 +84,10 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   readonly #vmm: Vmm | undefined;
   #connection: PeerClient | undefined;
   #scan: GuestScan | undefined;
+  #domain: Domain | undefined;
+  #claim: DomainClaim | undefined;
+  /** What is kept of the guest once it is gone. */
+  #leaving: Leaving | undefined;
   #report: MigrationReport | undefined;
   #failure: ErrorJson | undefined;
   #unreachable = 0;
@@ -89,6 +95,8 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   #tellingSince: number | undefined;
   #pushed = false;
   #told = false;
+  /** The manifest is that of the guest as it was handed over. */
+  #finished = false;
   #pausedAt = 0;
   #lastStats: GuestStats | null = null;
   #prepareMs = 0;
@@ -208,6 +216,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     clearTimeout(this.#poll);
     void this.#connection?.close();
     this.#connection = undefined;
+    this.#leaving?.drop();
   }
 
   override shed(): void {
@@ -242,7 +251,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
         return;
       case 'serve-pages':
         this.onVmm(
-          () => this.#offer(),
+          () => this.#offerPages(),
           (error) => ({ type: 'failed', error: asPagetideError(error).toJSON() }),
         );
         return;
@@ -283,6 +292,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       case 'release-vmm':
         this.onVmm(
           async () => {
+            this.#leaving ??= this.#leave();
             await this.#host.release(this.state.guest, this.#vmm, this.details.vmm);
             return { type: 'vmm-released' };
           },
@@ -300,6 +310,13 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     }
   }
 
+  /** Before the VMM and its memory go; only where the manifest is that of the memory as it is now, and for ever. */
+  #leave(): Leaving | undefined {
+    if (this.#domain === undefined || this.#scan === undefined || !this.#finished) return undefined;
+    const { shared } = this.#host;
+    return shared.leave(this.details.vmm, this.state.guest, this.#domain, this.#scan.manifest);
+  }
+
   get #peer(): PeerClient {
     return (this.#connection ??= this.#host.connectPeer(this.state.peer));
   }
@@ -309,7 +326,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     return this.#vmm;
   }
 
-  async #offer(): Promise<undefined> {
+  async #offerPages(): Promise<undefined> {
     const { files, pageSize, description } = this.details.vmm;
     const { migration } = this.state;
     if (this.#host.pageServer.counters(migration) !== undefined) return undefined;
@@ -331,7 +348,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
         case 'prepare':
           await this.vmmSettled(); // the pages are offered by then
           status = await this.#peer.prepare({
-            manifest: await this.#offerManifest(),
+            ...(await this.#offer()),
             protocol: PEER_PROTOCOL,
             migration,
             epoch,
@@ -362,7 +379,8 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     this.#unreachable = 0;
     try {
       if (status.wants !== undefined) await this.#tellManifest(status.wants);
-      if (request === 'prepare' && this.state.at === 'preparing') await this.#scan?.catchUp();
+      // Not before the chunks were told that were offered: what is tagged anew after that is sent at the end.
+      if (request === 'prepare' && this.#told && this.state.at === 'preparing') await this.#scan?.catchUp();
     } catch (thrown) {
       this.dispatch({ type: 'failed', error: asPagetideError(thrown).toJSON() });
       return;
@@ -400,10 +418,21 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   }
 
   /** Makes the manifest while the guest runs, once; a preparation that is repeated offers the same. */
-  async #offerManifest(): Promise<ManifestOffer> {
-    const { log, tagPool } = this.#host;
+  async #offer(): Promise<Pick<PrepareRequest, 'manifest' | 'domain'>> {
+    const { log, tagPool, shared } = this.#host;
     if (this.#scan === undefined) {
-      const scan = new GuestScan(this.#need().record, migrationKey(this.details.token), tagPool, log);
+      const { record } = this.#need();
+      const domain = shared.domain(record.domain);
+      // A guest must not be stuck here because its domain is gone: it shares nothing then.
+      if (domain === undefined && record.domain !== undefined)
+        log.warn(
+          { guest: this.state.guest, domain: record.domain },
+          'the domain of this guest is not known here any more',
+        );
+      const key = domain?.openKey() ?? migrationKey(this.details.token);
+      if (domain !== undefined) this.#claim = claimDomain(domain, key, this.state.migration);
+      this.#domain = domain;
+      const scan = new GuestScan(record, key, tagPool, log);
       this.#scan = scan;
       await scan.build();
       if (this.state.at !== 'preparing')
@@ -411,7 +440,10 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     }
     const { manifest } = this.#scan;
     const chunks = encodeTagRuns(manifest.chunkTags(), 0, manifest.chunks).toString('base64');
-    return { version: TAG_VERSION, frames: manifest.frames, chunks };
+    return {
+      manifest: { version: TAG_VERSION, frames: manifest.frames, chunks },
+      ...(this.#claim === undefined ? {} : { domain: this.#claim }),
+    };
   }
 
   /** The page server keeps what is told, and tells it to every connection that comes: once is enough. */
@@ -430,6 +462,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       if (scan === undefined) throw new PagetideError('PT_INTERNAL', 'there is no manifest of this guest');
       await this.#tellManifest([0, scan.manifest.chunks]); // where it never said what it wants
       await this.#host.pageServer.pushManifest(migration, await scan.finish());
+      this.#finished = true;
       const state = this.#host.pageServer.pushState(migration);
       await this.#host.pageServer.pushMap(migration, this.#map(vmm));
       try {
@@ -473,6 +506,8 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     if (what === 'released') {
       clearTimeout(this.#poll);
       this.#report = this.#makeReport();
+      // acknowledged by now: nobody waits for this
+      void this.#leaving?.keep();
     }
   }
 

@@ -1,6 +1,7 @@
 /** The shapes that a migration has at the edges: what is asked for, how far it is, and the report it ends in. */
 import type { ErrorJson } from '../errors.ts';
 import type { GuestDescription } from '../guests/driver.ts';
+import type { DomainClaim } from './domains.ts';
 
 export type Mode = 'post-copy';
 
@@ -86,6 +87,8 @@ export interface PrepareRequest {
   guest: string;
   mode: Mode;
   description: GuestDescription;
+  /** The guest's domain; none: its pages are shared with nobody. */
+  domain?: DomainClaim;
   /** The names of the guest's pages, as far as they were known when this was sent. */
   manifest: ManifestOffer;
   /** Where the destination fetches pages: the source's URL, and the secret that opens its page streams. */

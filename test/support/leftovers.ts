@@ -5,6 +5,9 @@ import type { GuestInfo } from '../../src/agent/service.ts';
 import type { TestAgent } from './cluster.ts';
 import { descriptors, processesBelow, registeredBytes } from './processes.ts';
 
+/** An agent's own, where one is configured. */
+const CACHE = 'shared-pages';
+
 /** One line for each thing. A look at a moment: what ends by itself soon has to be looked at again. */
 export async function leftovers(root: string, agents: readonly TestAgent[]): Promise<string[]> {
   const living = agents.filter(({ pid }) => pid !== 0);
@@ -21,7 +24,7 @@ function* ofAgent(agent: TestAgent, guests: GuestInfo[]): Generator<string> {
   const files = new Set(guests.flatMap((guest) => guest.files.map(({ path }) => path)));
   for (const file of list(agent.memoryFolder)) {
     const path = join(agent.memoryFolder, file);
-    if (!files.has(path)) yield `file ${path}`;
+    if (!files.has(path) && file !== CACHE) yield `file ${path}`;
   }
   const names = new Set(guests.map(({ name }) => name));
   const folder = join(agent.state, 'guests');

@@ -85,9 +85,15 @@ export function reportFaults(report: MigrationReport | undefined): string[] {
 }
 
 /** Starts an embedded guest that is busy enough to fault; `options` are the driver's. */
-export async function startGuest(agent: TestAgent, name: string, options: Record<string, unknown> = {}): Promise<void> {
+export async function startGuest(
+  agent: TestAgent,
+  name: string,
+  options: Record<string, unknown> = {},
+  domain?: string,
+): Promise<void> {
   const busy = { memory: '16M', writeRate: 5000, readRate: 5000 };
-  await agent.client.runGuest({ name, driver: 'embedded', options: { ...busy, ...options } });
+  const request = { name, driver: 'embedded' as const, options: { ...busy, ...options } };
+  await agent.client.runGuest(domain === undefined ? request : { ...request, domain });
 }
 
 /** What is wrong with a guest that should run at `agent`, sound and busy; empty: nothing. */

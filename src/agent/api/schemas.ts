@@ -18,6 +18,10 @@ export const guestName = z
   .string()
   .regex(NAME_PATTERN, 'small letters, digits and dashes, 63 at most, beginning with a letter or digit')
   .meta({ description: "A guest's name, unique on its agent." });
+export const domainName = z
+  .string()
+  .regex(NAME_PATTERN, 'small letters, digits and dashes, 63 at most, beginning with a letter or digit')
+  .meta({ description: 'Guests of one domain may share pages.' });
 export const migrationId = z
   .string()
   .regex(MIGRATION_PATTERN, '16 hexadecimal digits')
@@ -143,6 +147,7 @@ export const guestInfo = z
     pageSize: z.int(),
     files: z.array(z.object({ ...fileShape, path: z.string() })),
     description: guestDescription,
+    domain: domainName.exactOptional(),
     migration: z
       .object({ id: migrationId, direction: z.enum(['outgoing', 'incoming']), progress: migrationProgress })
       .exactOptional(),
@@ -156,6 +161,7 @@ export const guestRequest = z
     name: guestName,
     driver,
     options: z.record(z.string(), z.unknown()).meta({ description: "The driver's own; see docs/api.md." }),
+    domain: domainName.exactOptional(),
   })
   .meta({ id: 'GuestRequest' });
 
@@ -228,6 +234,16 @@ export const migrateRequest = z
 
 // between agents
 
+const domainClaim = z
+  .object({
+    name: domainName,
+    proof: z
+      .string()
+      .regex(/^[0-9a-f]{32}$/)
+      .meta({ description: 'That the source has the secret of the domain.' }),
+  })
+  .meta({ description: 'The guests that this one may share pages with.' });
+
 export const prepareRequest = z
   .object({
     protocol: z.int(),
@@ -236,6 +252,7 @@ export const prepareRequest = z
     guest: guestName,
     mode,
     description: soundDescription,
+    domain: domainClaim.exactOptional(),
     manifest: z
       .object({
         version: z.int().nonnegative(),
