@@ -12,13 +12,26 @@ import type { MigrationHost } from '../migration/host.ts';
 import { OutgoingMigration } from '../migration/outgoing.ts';
 import { describe } from '../migration/ownership/index.ts';
 import type { CompletionFigures, IncomingStatus, MigrationInfo, PrepareRequest } from '../migration/types.ts';
+import type { Kept } from '../pages/keep-task.ts';
+import { cachePath } from './cache.ts';
+import { CacheService } from './cache-service.ts';
 import type { AgentConfig } from './config.ts';
 import { runDoctor } from './doctor.ts';
 import { statusOf, type Guest, type Guests } from './guests.ts';
 import type { Journal } from './journal.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
 import { Migrations } from './migrations.ts';
-import type { AgentInfo, AgentService, Check, GuestInfo, GuestRequest, GuestState, MigrateRequest } from './service.ts';
+import type {
+  AgentInfo,
+  AgentService,
+  CacheInfo,
+  Check,
+  GuestInfo,
+  GuestRequest,
+  GuestState,
+  MigrateRequest,
+  WarmRequest,
+} from './service.ts';
 
 /** A watcher is told at least this often, milliseconds: figures change without an event. */
 const WATCH_MS = 200;
@@ -30,6 +43,7 @@ export class Agent implements AgentService {
   readonly #config: AgentConfig;
   readonly #host: MigrationHost;
   readonly #guests: Guests;
+  readonly #cache: CacheService;
   readonly #metrics: Metrics = createMetrics({ process: true });
   readonly #startedAt = performance.now();
   /** Migrations whose end has been counted. */
@@ -41,6 +55,7 @@ export class Agent implements AgentService {
     this.#config = config;
     this.#host = host;
     this.#guests = guests;
+    this.#cache = new CacheService(host.shared, guests, cachePath(config));
     this.migrations = new Migrations(host, guests, journal, log);
     this.migrations.onChange(() => {
       this.#countEnds();
@@ -69,6 +84,8 @@ export class Agent implements AgentService {
     const infos = await this.listGuests();
     this.#metrics.setGuests(infos.map(({ state }) => state));
     this.#metrics.faultWorkersBusy.set(this.#host.pools.busy);
+    const { cache } = this.#host.shared;
+    if (cache !== undefined) this.#metrics.setCache(cache.stats());
     return this.#metrics.text();
   }
 
@@ -111,6 +128,18 @@ export class Agent implements AgentService {
     }
     this.#refuseBusy(name);
     await this.#guests.remove(name);
+  }
+
+  cacheInfo(): CacheInfo {
+    return this.#cache.stats();
+  }
+
+  clearCache(): number {
+    return this.#cache.clear();
+  }
+
+  warmCache(request: WarmRequest): Promise<Kept> {
+    return this.#cache.warm(request);
   }
 
   async migrate(request: MigrateRequest): Promise<MigrationInfo> {

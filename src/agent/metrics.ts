@@ -1,5 +1,6 @@
 /** What an agent tells Prometheus. Callers change the fields; `text()` is what `GET /metrics` answers. */
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client';
+import type { CacheStats } from '../pages/cache.ts';
 import type { GuestState } from './service.ts';
 
 const GUEST_STATES: readonly GuestState[] = ['running', 'paused', 'incoming', 'in-doubt', 'alarm', 'gone'];
@@ -62,6 +63,23 @@ export function createMetrics(options: MetricsOptions = {}) {
     help: 'Fault workers that serve a guest',
     registers,
   });
+  const cachePages = new Gauge({
+    name: 'pagetide_cache_pages',
+    help: 'Pages of the shared-page cache, by kind (room: as many as there is room for; used; pinned)',
+    labelNames: ['kind'] as const,
+    registers,
+  });
+  const cacheEvents = new Counter({
+    name: 'pagetide_cache_events_total',
+    help: 'What happened to pages of the shared-page cache since it was opened, by event',
+    labelNames: ['event'] as const,
+    registers,
+  });
+  const cacheLost = new Gauge({
+    name: 'pagetide_cache_lost',
+    help: '1 where the file of the shared-page cache was cut off: it is of no use until a restart',
+    registers,
+  });
   const alarms = new Counter({
     name: 'pagetide_alarms_total',
     help: 'Things that must never happen, by kind: any increase wants a person',
@@ -83,6 +101,17 @@ export function createMetrics(options: MetricsOptions = {}) {
       const counts = new Map<GuestState, number>(GUEST_STATES.map((state) => [state, 0]));
       for (const state of states) counts.set(state, counts.get(state)! + 1);
       for (const [state, count] of counts) guests.set({ state }, count);
+    },
+    /** As the cache counts. */
+    setCache(stats: CacheStats): void {
+      cachePages.set({ kind: 'room' }, stats.slots);
+      cachePages.set({ kind: 'used' }, stats.used);
+      cachePages.set({ kind: 'pinned' }, stats.pinned);
+      cacheLost.set(stats.lost ? 1 : 0);
+      cacheEvents.reset(); // it has counters of its own, which only grow
+      const { hits, misses, insertions, evictions, rejected, dropped, refused } = stats;
+      for (const [event, count] of Object.entries({ hits, misses, insertions, evictions, rejected, dropped, refused }))
+        cacheEvents.inc({ event }, count);
     },
     /** The whole in Prometheus' text format. */
     text: (): Promise<string> => registry.metrics(),

@@ -4,6 +4,8 @@
  */
 import type { ErrorJson } from '../errors.ts';
 import type { GuestDescription, GuestStats, MemoryFile, VerifyResult } from '../guests/driver.ts';
+import type { CacheStats } from '../pages/cache.ts';
+import type { Kept } from '../pages/keep-task.ts';
 import type {
   CompletionFigures,
   IncomingStatus,
@@ -63,6 +65,22 @@ export interface MigrateRequest {
   verify: boolean;
 }
 
+/** The shared-page cache of an agent: counters since it was opened. */
+export interface CacheInfo extends CacheStats {
+  /** Its file. */
+  path: string;
+  /** Chunks of manifests that are known. */
+  chunks: number;
+}
+
+/** Where pages for the cache come from: a guest of the agent, or a memory file on its host; one of them. */
+export interface WarmRequest {
+  domain: string;
+  guest?: string;
+  /** An absolute path. */
+  file?: string;
+}
+
 /** One thing that `pagetide doctor` looks at. */
 export interface Check {
   name: string;
@@ -91,6 +109,13 @@ export interface AgentService {
   verifyGuest(name: string): Promise<VerifyResult | null>;
   /** Ends a guest that was launched; lets go of one that was attached. */
   removeGuest(name: string): Promise<void>;
+
+  /** @throws PagetideError `PT_NO_CACHE`, as the next two */
+  cacheInfo(): CacheInfo;
+  /** Erases every page; returns how many. */
+  clearCache(): number;
+  /** Resolves when the pages are in the cache, as far as there is room. */
+  warmCache(request: WarmRequest): Promise<Kept>;
 
   /** Starts a migration; resolves once it is journaled. */
   migrate(request: MigrateRequest): Promise<MigrationInfo>;

@@ -3,6 +3,7 @@ import { Command, CommanderError } from 'commander';
 import { asPagetideError } from '../errors.ts';
 import { packageVersion } from '../version.ts';
 import { addAgent } from './commands/agent.ts';
+import { addCache } from './commands/cache.ts';
 import { addCancel } from './commands/cancel.ts';
 import { addDoctor } from './commands/doctor.ts';
 import { addGuest } from './commands/guest.ts';
@@ -35,6 +36,7 @@ export function buildProgram(rest?: readonly string[]): Command {
   addMigrate(program, context);
   addCancel(program, context);
   addMigrations(program, context);
+  addCache(program, context);
   addPager(program, context);
   addDoctor(program, context);
   return program;

@@ -20,6 +20,8 @@ export type AcquiredRecord = Omit<Acquired, 'uffd'>;
 export class Arrival {
   readonly session: FaultSession;
   readonly service: GuestService;
+  /** Frames that had got their content before this took the guest up: where from was known to the agent that died. */
+  readonly before: number;
   readonly #vmm: Vmm;
   readonly #acquired: AcquiredRecord;
   readonly #tablePath: string;
@@ -37,6 +39,7 @@ export class Arrival {
     this.#acquired = acquired;
     this.session = session;
     this.service = service;
+    this.before = session.counts().installed;
     this.#tablePath = tablePath;
     this.#names = names;
   }

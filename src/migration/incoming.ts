@@ -461,17 +461,18 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     const stats = await vmm.stats().catch(() => null);
     const { counts, faults, pageBytes, rawBytes, cached, repeated } = arrival.service.figures();
     const installed = Math.min(counts.total, counts.installed);
+    const before = Math.min(installed, arrival.before);
     const { stalls } = stats ?? { stalls: null };
     return {
       frames: {
         total: counts.total,
         zero: counts.total - installed,
-        present: 0,
+        present: before,
         cache: cached,
         resident: 0,
         duplicate: repeated,
         peer: 0,
-        source: installed - cached - repeated,
+        source: installed - before - cached - repeated,
       },
       bytes: {
         wire: 0,

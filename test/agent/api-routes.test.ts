@@ -1,7 +1,7 @@
 /** Each route calls its method with what was sent, and answers with what that gives. */
 import t from 'tap';
 import { errorFromJson, PagetideError } from '../../src/errors.ts';
-import { figures, guestInfo, ID, migrationInfo, prepareRequest } from './fake-service.ts';
+import { cacheInfo, figures, guestInfo, ID, kept, migrationInfo, prepareRequest } from './fake-service.ts';
 import { startApi, type Sending } from './api-harness.ts';
 
 interface Case {
@@ -45,6 +45,14 @@ const CASES: Case[] = [
     status: 204,
     call: ['removeGuest', 'web1'],
     answer: undefined,
+  },
+  { path: '/v1/cache', call: ['cacheInfo'], answer: cacheInfo },
+  { path: '/v1/cache', sending: { method: 'DELETE' }, call: ['clearCache'], answer: { erased: 12 } },
+  {
+    path: '/v1/cache/warm',
+    sending: { body: { domain: 'shop', guest: 'web1' } },
+    call: ['warmCache', { domain: 'shop', guest: 'web1' }],
+    answer: kept,
   },
   {
     path: '/v1/migrations',

@@ -13,10 +13,12 @@ import type {
 import type {
   AgentInfo,
   AgentService,
+  CacheInfo,
   Check,
   GuestInfo,
   GuestRequest,
   MigrateRequest,
+  WarmRequest,
 } from '../../src/agent/service.ts';
 
 export const ID = '0123456789abcdef';
@@ -40,6 +42,25 @@ export function guestInfo(name: string): GuestInfo {
     stats: { longestGapMs: 1.5, stalls: { count: 3, p50Us: 4.1, p99Us: 80, maxUs: 1300 }, operations: 10 },
   };
 }
+
+export const cacheInfo: CacheInfo = {
+  path: '/dev/shm/pagetide-0-a/shared-pages',
+  slots: 65000,
+  used: 32000,
+  pinned: 10,
+  hits: 300,
+  misses: 100,
+  insertions: 32100,
+  evictions: 100,
+  rejected: 1,
+  dropped: 2,
+  refused: 3,
+  indexBytes: 2_990_000,
+  lost: false,
+  chunks: 64,
+};
+
+export const kept = { pages: 1000, inserted: 900, present: 98, refused: 2 };
 
 export const report: MigrationReport = {
   guest: 'web1',
@@ -149,6 +170,9 @@ export class FakeService implements AgentService {
   runGuest = (request: GuestRequest) => this.#promised('runGuest', [request], () => guestInfo(request.name));
   verifyGuest = (name: string) => this.#promised('verifyGuest', [name], () => this.verifyResult);
   removeGuest = (name: string) => this.#promised('removeGuest', [name], () => undefined);
+  cacheInfo = () => this.#called('cacheInfo', [], () => cacheInfo);
+  clearCache = () => this.#called('clearCache', [], () => 12);
+  warmCache = (request: WarmRequest) => this.#promised('warmCache', [request], () => kept);
   migrate = (request: MigrateRequest) =>
     this.#promised('migrate', [request], () => (this.migration ??= migrationInfo('preparing')));
   listMigrations = () =>

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { PagetideError } from '../../src/errors.ts';
 import { startApi } from '../agent/api-harness.ts';
-import { guestInfo, migrationInfo } from '../agent/fake-service.ts';
+import { cacheInfo, guestInfo, migrationInfo } from '../agent/fake-service.ts';
 import { runCli } from './harness.ts';
 
 void t.test('guests', async (t) => {
@@ -54,6 +54,32 @@ void t.test('guests', async (t) => {
 
   t.match(await runCli(t, ['guest', 'remove', 'vm'], env), { code: 0, stdout: 'vm removed\n' });
   t.same(service.calls.at(-1), ['removeGuest', 'vm']);
+});
+
+void t.test('the cache', async (t) => {
+  const { service, socket } = await startApi(t);
+  const env = { PAGETIDE_AGENT: `unix:${socket}` };
+  const stats = await runCli(t, ['cache', 'stats'], env);
+  t.match(stats, { code: 0, stderr: '' });
+  t.match(
+    stats.stdout,
+    /^file +\/dev\/shm\/pagetide-0-a\/shared-pages\npages +32000 of 65000 \(125 MiB of 254 MiB\)\n/,
+  );
+  t.match(stats.stdout, /lookups +400: 300 hits \(75%\), 100 misses/);
+  const json = await runCli(t, ['cache', 'stats', '--json'], env);
+  t.same(JSON.parse(json.stdout), cacheInfo);
+
+  t.match(await runCli(t, ['cache', 'clear'], env), { code: 0, stdout: '12 pages erased\n' });
+
+  const warm = await runCli(t, 'cache warm --from web1 --domain shop'.split(' '), env);
+  t.match(warm.stdout, /^1000 pages: 900 inserted, 98 were there, 2 changed meanwhile or found no room\n/);
+  t.same(service.calls.at(-1), ['warmCache', { domain: 'shop', guest: 'web1' }]);
+  await runCli(t, 'cache warm --from ./ram.bin --domain shop'.split(' '), env);
+  t.same(service.calls.at(-1), ['warmCache', { domain: 'shop', file: join(process.cwd(), 'ram.bin') }]);
+
+  service.failure = new PagetideError('PT_NO_CACHE', 'this agent has no cache');
+  const none = await runCli(t, ['cache', 'stats'], env);
+  t.match(none, { code: 1, stderr: /PT_NO_CACHE/ });
 });
 
 void t.test('verify tells the right from the wrong', async (t) => {

@@ -15,6 +15,10 @@ void t.test('--help of every command has an example of it, and the global option
   const all = commands(buildProgram());
   t.same(all.map(([name]) => name).sort(), [
     'agent',
+    'cache',
+    'cache clear',
+    'cache stats',
+    'cache warm',
     'cancel',
     'doctor',
     'guest',
@@ -69,6 +73,9 @@ void t.test('usage: exit code 2, one line', async (t) => {
     ['guest run web1 --driver qemu --', /the command of the guest is missing/],
     ['guest run web1 --driver qemu --write-rate 5 -- qemu', /--write-rate is for embedded/],
     ['guest attach web1 --driver qemu', /--qmp/],
+    ['cache warm --domain shop', /--from/],
+    ['cache warm --from web1', /--domain/],
+    ['cache warm --from Web_1 --domain shop', /"Web_1" cannot be a guest's name/],
     ['migrate web1', /--to/],
     ['migrate web1 --to here', /no URL of an agent/],
     ['migrate web1 --to https://x', /no URL of an agent/],

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { native } from '../../src/memory/native.ts';
 import { openNamedPages, type NamedPagesSpec } from '../../src/memory/named-pages.ts';
+import { Serving } from '../../src/memory/serving.ts';
 import { linkDuplicates, noDuplicates } from '../../src/pages/duplicates.ts';
 import { DomainKey, TAG_BYTES, TAG_PAGE } from '../../src/pages/tags.ts';
 import { scratch } from '../guests/embedded-support.ts';
@@ -22,7 +23,7 @@ function namesOf(t: Test, pages: Buffer): NamedPagesSpec {
   native().tagPages(key.id, pages, frames, tags);
   const rings = noDuplicates(frames);
   linkDuplicates(tags, rings);
-  return { tags: arena, next: rings.next, first: rings.first, key: key.id, cache: 0 };
+  return { tags: arena, next: rings.next, first: rings.first, key: key.id, cache: 0, domain: 0 };
 }
 
 /** Page `n` is full of `of[n]`. */
@@ -32,7 +33,7 @@ function filled(of: readonly number[]): Buffer {
 
 void t.test('4096 bytes', (t) => {
   const pages = filled([1, 2, 1, 0, 1, 2]);
-  const named = openNamedPages(namesOf(t, pages), TAG_PAGE);
+  const named = openNamedPages(namesOf(t, pages), TAG_PAGE, new Serving(), 'fill');
   t.same(
     [0, 1, 2, 3, 4, 5].map((frame) => named.ring(frame)),
     [0, 1, 0, 3, 0, 1],
@@ -54,7 +55,7 @@ void t.test('2 MiB: the parts of frames repeat, the frames do not', (t) => {
   const pages = Buffer.alloc(3 * HUGE, 5);
   pages.fill(6, HUGE + 4096 * 3, HUGE + 4096 * 4);
   pages.fill(0, 2 * HUGE);
-  const named = openNamedPages(namesOf(t, pages), HUGE);
+  const named = openNamedPages(namesOf(t, pages), HUGE, new Serving(), 'fill');
   for (let frame = 0; frame < 3; frame++) {
     t.equal(named.next(frame), frame);
     t.equal(named.ring(frame), frame);

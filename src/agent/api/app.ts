@@ -92,6 +92,7 @@ export function buildApi(service: AgentService, options: ApiOptions = {}): Fasti
       tags: [
         { name: 'host', description: 'The agent and its host' },
         { name: 'guests', description: 'Guests on this host' },
+        { name: 'cache', description: 'The shared-page cache' },
         { name: 'migrations', description: 'Migrations, as an operator sees them' },
         { name: 'between agents', description: 'What the two sides of a migration tell each other' },
       ],

@@ -6,7 +6,8 @@ import { request, type IncomingMessage } from 'node:http';
 import { asPagetideError, errorFromJson, PagetideError } from '../../errors.ts';
 import type { VerifyResult } from '../../guests/driver.ts';
 import type { MigrationInfo } from '../../migration/types.ts';
-import type { AgentInfo, Check, GuestInfo, GuestRequest, MigrateRequest } from '../service.ts';
+import type { Kept } from '../../pages/keep-task.ts';
+import type { AgentInfo, CacheInfo, Check, GuestInfo, GuestRequest, MigrateRequest, WarmRequest } from '../service.ts';
 
 /** For answers that come at once. Milliseconds. */
 const SHORT_MS = 30_000;
@@ -69,6 +70,18 @@ export class AgentClient {
   async removeGuest(name: string): Promise<void> {
     const path = `/v1/guests/${encodeURIComponent(name)}`;
     await this.#json({ method: 'DELETE', path, timeoutMs: LONG_MS });
+  }
+
+  cacheInfo(): Promise<CacheInfo> {
+    return this.#json({ method: 'GET', path: '/v1/cache' });
+  }
+
+  clearCache(): Promise<{ erased: number }> {
+    return this.#json({ method: 'DELETE', path: '/v1/cache', timeoutMs: LONG_MS });
+  }
+
+  warmCache(body: WarmRequest): Promise<Kept> {
+    return this.#json({ method: 'POST', path: '/v1/cache/warm', body, timeoutMs: LONG_MS });
   }
 
   migrate(body: MigrateRequest): Promise<MigrationInfo> {

@@ -18,6 +18,7 @@ export function addRoutes(app: FastifyInstance, service: AgentService, events: E
   const typed = app.withTypeProvider<ZodTypeProvider>();
   addHostRoutes(typed, service);
   addGuestRoutes(typed, service);
+  addCacheRoutes(typed, service);
   addMigrationRoutes(typed, service, events);
   addPeerRoutes(typed, service);
 }
@@ -144,6 +145,32 @@ function addGuestRoutes(app: TypedApp, service: AgentService): void {
       await service.removeGuest(request.params.name);
       return reply.code(204).send(null);
     },
+  );
+}
+
+function addCacheRoutes(app: TypedApp, service: AgentService): void {
+  const tags = ['cache'];
+  app.get(
+    '/v1/cache',
+    { schema: { tags, summary: 'The shared-page cache', response: { 200: s.cacheInfo, ...failure } } },
+    () => service.cacheInfo(),
+  );
+  app.delete(
+    '/v1/cache',
+    { schema: { tags, summary: 'Erase every page of the cache', response: { 200: s.cleared, ...failure } } },
+    () => ({ erased: service.clearCache() }),
+  );
+  app.post(
+    '/v1/cache/warm',
+    {
+      schema: {
+        tags,
+        summary: 'Put the pages of a guest or a memory file into the cache; answers when they are in',
+        body: s.warmRequest,
+        response: { 200: s.kept, ...failure },
+      },
+    },
+    (request) => service.warmCache(request.body),
   );
 }
 

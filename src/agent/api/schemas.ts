@@ -9,7 +9,8 @@ import type { GuestDescription, GuestStats, VerifyResult } from '../../guests/dr
 import { MOST_FRAMES } from '../../pages/manifest.ts';
 import type { CompletionFigures, IncomingStatus, MigrationInfo, PrepareRequest } from '../../migration/types.ts';
 import { MIGRATION_PATTERN, NAME_PATTERN } from '../names.ts';
-import type { AgentInfo, Check, GuestInfo, GuestRequest, MigrateRequest } from '../service.ts';
+import type { Kept } from '../../pages/keep-task.ts';
+import type { AgentInfo, CacheInfo, Check, GuestInfo, GuestRequest, MigrateRequest, WarmRequest } from '../service.ts';
 
 const count = z.int().min(0);
 const figure = z.number().min(0);
@@ -179,6 +180,46 @@ export const verifyAnswer = z.object({
   result: verifyResult.nullable().meta({ description: 'null: this guest cannot check itself.' }),
 });
 
+// the shared-page cache
+
+export const cacheInfo = z
+  .object({
+    path: z.string(),
+    slots: count.meta({ description: 'Pages that there is room for.' }),
+    used: count,
+    pinned: count.meta({ description: 'Pages that running migrations hold.' }),
+    hits: count,
+    misses: count,
+    insertions: count,
+    evictions: count,
+    rejected: count.meta({ description: 'Pages to insert that were not those of their tags.' }),
+    dropped: count.meta({ description: 'Pages of an earlier run that were damaged.' }),
+    refused: count.meta({ description: 'Pages to insert that found no room.' }),
+    indexBytes: count,
+    lost: z.boolean().meta({ description: 'The file was cut off: nothing is found any more.' }),
+    chunks: count.meta({ description: 'Chunks of manifests that are known.' }),
+  })
+  .meta({ id: 'CacheInfo' });
+
+export const warmRequest = z
+  .strictObject({
+    domain: domainName,
+    guest: guestName.exactOptional(),
+    file: z.string().min(1).max(4096).exactOptional().meta({ description: "Absolute path on the agent's host." }),
+  })
+  .meta({ id: 'WarmRequest', description: 'From a guest of the agent or from a file, one of them.' });
+
+export const kept = z
+  .object({
+    pages: count.meta({ description: 'Pages that are not all zero.' }),
+    inserted: count,
+    present: count.meta({ description: 'Were there already.' }),
+    refused: count.meta({ description: 'Changed while they were read, or found no room.' }),
+  })
+  .meta({ id: 'Kept' });
+
+export const cleared = z.object({ erased: count });
+
 // migrations
 
 export const frameClasses = z
@@ -309,6 +350,9 @@ export type SchemasAreInStep = AllHold<
     Gives<typeof guestInfo, GuestInfo>,
     Gives<typeof guestRequest, GuestRequest>,
     Gives<typeof verifyResult, VerifyResult>,
+    Gives<typeof cacheInfo, CacheInfo>,
+    Gives<typeof warmRequest, WarmRequest>,
+    Gives<typeof kept, Kept>,
     Gives<typeof migrationInfo, MigrationInfo>,
     Gives<typeof migrateRequest, MigrateRequest>,
     Gives<typeof prepareRequest, PrepareRequest>,

@@ -1,0 +1,206 @@
+/** Domains and what is kept for them: claims, keys, warming, and that a removed domain leaves nothing. */
+import { mkdirSync, readFileSync, writeFileSync, existsSync, unlinkSync } from 'node:fs';
+import { join } from 'node:path';
+import { pino } from 'pino';
+import t, { type Test } from 'tap';
+import type { GuestRecord } from '../../src/guests/driver.ts';
+import { native } from '../../src/memory/native.ts';
+import { checkClaim, claimDomain, type Domain, type Domains } from '../../src/migration/domains.ts';
+import { SharedPages } from '../../src/migration/shared-pages.ts';
+import { ChunkStore } from '../../src/pages/chunk-store.ts';
+import { History } from '../../src/pages/history.ts';
+import { KeepPool } from '../../src/pages/keep-pool.ts';
+import { Manifest } from '../../src/pages/manifest.ts';
+import { DomainKey, TAG_BYTES, TAG_PAGE } from '../../src/pages/tags.ts';
+import { makePage, openCache } from '../pages/support.ts';
+import { scratch } from '../guests/embedded-support.ts';
+
+/** Domains 1, 2, … by name; `remove` takes one away as a store does. */
+function domainsOf(...names: string[]): Domains & { remove(name: string): void } {
+  const known = new Map(
+    names.map((name, index): [string, Domain] => [
+      name,
+      { name, id: index + 1, openKey: () => new DomainKey(Buffer.alloc(32, name)) },
+    ]),
+  );
+  const told: ((domain: Domain) => void)[] = [];
+  return {
+    get: (name) => known.get(name),
+    onRemoved: (callback) => void told.push(callback),
+    remove: (name) => {
+      const domain = known.get(name)!;
+      known.delete(name);
+      for (const tell of told) tell(domain);
+    },
+  };
+}
+
+function open(t: Test, domains: Domains, slots = 256) {
+  const folder = scratch(t);
+  const path = join(folder, 'cache');
+  const cache = openCache(t, path, slots);
+  const keeper = new KeepPool();
+  t.teardown(() => keeper.close());
+  const historyPlace = { folder: join(folder, 'history'), limits: { guests: 4, bytes: 2 ** 20 } };
+  const history = new History(historyPlace.folder, historyPlace.limits);
+  const chunks = new ChunkStore(2 ** 20);
+  const log = pino({ level: 'silent' });
+  const shared = new SharedPages({ domains, cache, chunks, history, historyPlace, keeper, log });
+  return { shared, cache, history, chunks, folder, path };
+}
+
+/** A memory file of pages `from` …, every fourth of them a hole; with its manifest. */
+function guestOf(folder: string, name: string, domain: Domain, from: number, frames: number) {
+  const path = join(folder, name);
+  writeFileSync(path, '');
+  const pages = new Uint8Array(frames * TAG_PAGE);
+  for (let i = 0; i < frames; i++) if (i % 4 !== 3) pages.set(makePage(from + i), i * TAG_PAGE);
+  writeFileSync(path, pages);
+  const key = domain.openKey();
+  const manifest = new Manifest(frames);
+  native().tagPages(key.id, pages, frames, manifest.tags);
+  key.close();
+  manifest.touch(0, frames);
+  const record = { files: [{ id: 'ram', path, size: frames * TAG_PAGE, offset: 0 }] } as unknown as GuestRecord;
+  return { path, manifest, record };
+}
+
+/** How many of the manifest's frames the cache has. */
+function held(cache: { has(tags: Uint8Array, present: Uint8Array): number }, manifest: Manifest): number {
+  return cache.has(manifest.tags, new Uint8Array(manifest.frames));
+}
+
+void t.test('a claim is of one domain, one secret and one migration', (t) => {
+  const mine = domainsOf('shop');
+  const domain = mine.get('shop')!;
+  const key = domain.openKey();
+  const claim = claimDomain(domain, key, 'm1');
+  key.close();
+  t.equal(checkClaim(mine, claim, 'm1').id, domain.id);
+  t.throws(() => checkClaim(mine, claim, 'm2'), { code: 'PT_DOMAIN_SECRET' });
+  t.throws(() => checkClaim(domainsOf('other'), claim, 'm1'), { code: 'PT_DOMAIN_UNKNOWN' });
+  const theirs = domainsOf('other', 'shop');
+  const wrong: Domains = { ...theirs, get: () => ({ ...theirs.get('other')!, name: 'shop' }) };
+  t.throws(() => checkClaim(wrong, claim, 'm1'), { code: 'PT_DOMAIN_SECRET' });
+  t.throws(() => checkClaim(mine, { ...claim, proof: '' }, 'm1'), { code: 'PT_DOMAIN_SECRET' });
+  t.end();
+});
+
+void t.test('what a guest leaves behind outlives its memory file', async (t) => {
+  const domains = domainsOf('shop');
+  const { shared, cache, history, chunks, folder } = open(t, domains);
+  const domain = shared.domain('shop')!;
+  const guest = guestOf(folder, 'ram', domain, 100, 64);
+  const leaving = shared.leave(guest.record, 'web1', domain, guest.manifest)!;
+  unlinkSync(guest.path); // as ending a VMM does
+  await leaving.keep();
+  t.equal(held(cache, guest.manifest), 48, 'its pages are there');
+  t.equal(cache.stats().insertions, 48, 'and no zero page was looked at');
+  t.equal(chunks.size, 1);
+  const [past] = history.list();
+  t.same(history.read(past!, () => t.fail())!.digest(), guest.manifest.digest());
+
+  // a new agent has the chunks from the file
+  const fresh = new ChunkStore(2 ** 20);
+  const again = new SharedPages({
+    domains,
+    cache: undefined,
+    chunks: fresh,
+    history,
+    historyPlace: { folder: join(folder, 'history'), limits: { guests: 4, bytes: 2 ** 20 } },
+    keeper: new KeepPool(),
+    log: pino({ level: 'silent' }),
+  });
+  await again.recall();
+  t.ok(fresh.get(domain.id, guest.manifest.chunkTags(), 0));
+});
+
+void t.test('pages that are not those of the manifest are not kept, and one guest does not fill it all', async (t) => {
+  const domains = domainsOf('shop');
+  const { shared, cache, folder } = open(t, domains, 64);
+  const domain = shared.domain('shop')!;
+  const guest = guestOf(folder, 'ram', domain, 0, 32);
+  const bytes = readFileSync(guest.path);
+  for (let i = 0; i < 32; i += 2) bytes[i * TAG_PAGE + 5]! ^= 1;
+  writeFileSync(guest.path, bytes);
+  await shared.leave(guest.record, 'changed', domain, guest.manifest)!.keep();
+  t.equal(held(cache, guest.manifest), 8, 'those that are right');
+  t.equal(cache.stats().rejected, 16);
+
+  const large = guestOf(folder, 'large', domain, 1000, 256);
+  await shared.leave(large.record, 'large', domain, large.manifest)!.keep();
+  t.equal(held(cache, large.manifest), 32, 'half of the cache');
+  t.equal(held(cache, guest.manifest), 8, 'the others keep their place');
+});
+
+void t.test('a guest that is dropped is not kept', async (t) => {
+  const { shared, cache, folder } = open(t, domainsOf('shop'));
+  const domain = shared.domain('shop')!;
+  const guest = guestOf(folder, 'ram', domain, 0, 16);
+  const leaving = shared.leave(guest.record, 'web1', domain, guest.manifest)!;
+  leaving.drop();
+  leaving.drop();
+  await leaving.keep();
+  t.equal(cache.stats().insertions, 0);
+  t.equal(
+    shared.leave(
+      { ...guest.record, files: [{ id: 'ram', path: '/nowhere/x', size: 1, offset: 0 }] },
+      'x',
+      domain,
+      guest.manifest,
+    ),
+    undefined,
+  );
+});
+
+void t.test('a domain that is removed leaves no page, no chunk, no manifest, and no other loses any', async (t) => {
+  const domains = domainsOf('shop', 'bank');
+  const { shared, cache, history, chunks, folder, path } = open(t, domains);
+  const shop = shared.domain('shop')!;
+  const bank = shared.domain('bank')!;
+  const mine = guestOf(folder, 'mine', shop, 0, 40);
+  const theirs = guestOf(folder, 'theirs', bank, 0, 40); // the very same pages
+  await shared.leave(mine.record, 'mine', shop, mine.manifest)!.keep();
+  await shared.leave(theirs.record, 'theirs', bank, theirs.manifest)!.keep();
+  t.equal(held(cache, mine.manifest), 30);
+  domains.remove('shop');
+  t.equal(held(cache, mine.manifest), 0);
+  t.equal(held(cache, theirs.manifest), 30);
+  t.equal(chunks.get(shop.id, mine.manifest.chunkTags(), 0), undefined);
+  t.same(
+    history.list().map(({ guest }) => guest),
+    ['theirs'],
+  );
+  // what is inserted by whoever has not heard of it yet
+  const { Unverified } = (await import('../../src/pages/cache.ts')).Insertion;
+  t.equal(cache.insert(shop.id, mine.manifest.tags, 0, makePage(0)), Unverified);
+  await t.rejects(shared.warm('shop', [{ path: mine.path }]), { code: 'PT_DOMAIN_UNKNOWN' });
+  // a guest that had left before, and is looked at only now
+  await shared.leave(mine.record, 'mine', shop, mine.manifest)!.keep();
+  t.equal(held(cache, mine.manifest), 0);
+  t.notOk(existsSync(join(folder, 'history', 'shop')));
+  const used = cache.stats().used;
+  cache.close();
+  const file = readFileSync(path);
+  let found = 0;
+  for (let at = 4096; at < file.length; at += 4096) if (!native().isZero(file, at, 4096)) found++;
+  t.ok(found - used <= Math.ceil((256 * 32) / 4096), `${found} pages of the file hold something, headers included`);
+});
+
+void t.test('warming: any file, tags made on the way', async (t) => {
+  const { shared, cache, folder } = open(t, domainsOf('shop'));
+  const guest = guestOf(folder, 'ram', shared.domain('shop')!, 0, 70);
+  writeFileSync(join(folder, 'odd'), Buffer.concat([readFileSync(guest.path), Buffer.from('more')]));
+  t.same(await shared.warm('shop', [{ path: guest.path }]), { pages: 53, inserted: 53, present: 0, refused: 0 });
+  t.same(await shared.warm('shop', [{ path: join(folder, 'odd') }]), {
+    pages: 53,
+    inserted: 0,
+    present: 53,
+    refused: 0,
+  });
+  t.equal(held(cache, guest.manifest), 53);
+  mkdirSync(join(folder, 'sub'));
+  await t.rejects(shared.warm('shop', [{ path: join(folder, 'sub') }]), { code: 'PT_MEMORY_FILE' });
+  await t.rejects(shared.warm('shop', [{ path: join(folder, 'none') }]), { code: 'PT_MEMORY_FILE' });
+  t.equal(TAG_BYTES, 16);
+});
