@@ -100,8 +100,8 @@ class Keeper {
     const bytes = count * TAG_PAGE;
     if ('known' in tags) {
       this.#tags.set(tags.known.subarray(frame * TAG_BYTES, (frame + count) * TAG_BYTES));
-      // known before anything is read: what is there already is not read at all
       native().cacheHas(cache, this.#tags.subarray(0, count * TAG_BYTES), this.#there);
+      if (this.#hasAll(count)) return; // most of a guest that came from here before: nothing is read
     }
     for (let got = 0; got < bytes;) {
       const some = readSync(fd, this.#pages, got, bytes - got, at * TAG_PAGE + got);
@@ -119,6 +119,19 @@ class Keeper {
       else if (this.#kept.inserted < this.#task.budget)
         this.#take(native().cacheInsert(cache, domain, this.#tags, i * TAG_BYTES, this.#pages, i * TAG_PAGE, value));
     }
+  }
+
+  /** Whether each of these pages is zero or in the cache already; counts them then. */
+  #hasAll(count: number): boolean {
+    let there = 0;
+    for (let i = 0; i < count; i++) {
+      if (isZeroTag(this.#tags, i)) continue;
+      if (this.#there[i] !== 1) return false;
+      there++;
+    }
+    this.#kept.pages += there;
+    this.#kept.present += there;
+    return true;
   }
 
   #take(insertion: Insertion): void {
