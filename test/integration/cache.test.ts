@@ -1,6 +1,7 @@
 /** Guests of one domain find each other's pages at the destination, and what is not there comes from the source. */
 import {
   closeSync,
+  mkdirSync,
   openSync,
   readdirSync,
   readFileSync,
@@ -128,6 +129,45 @@ void t.test('chunks that the destination knows need no tags', async (t) => {
   const back = await moved(t, b, a, 'idle');
   t.ok(back.bytes.manifest < cold.bytes.manifest / 4, `${back.bytes.manifest} bytes, ${cold.bytes.manifest} at first`);
   t.ok(back.frames.source < 100, `${back.frames.source} frames from the source`);
+});
+
+void t.test('guests that are all zero, all alike, or no multiple of a chunk: there and back', async (t) => {
+  const cluster = clusterOf(t);
+  const [a, b] = await Promise.all([
+    cluster.agent('a', { cache: { size: '64M' } }),
+    cluster.agent('b', { cache: { size: '64M' } }),
+  ]);
+  const reading = { ...alike, writeRate: 0 };
+  const one = join(cluster.root, 'one-page');
+  mkdirSync(one);
+  writeFileSync(join(one, 'page'), Buffer.alloc(4096, 'alike'));
+
+  /** There, and back when what it left behind is kept: then there is nothing to send but that. */
+  async function thereAndBack(guest: string, options: object): Promise<MigrationReport> {
+    await startGuest(a, guest, { ...reading, ...options }, 'shop');
+    const there = await moved(t, a, b, guest);
+    await kept(a, guest);
+    const back = await moved(t, b, a, guest);
+    t.equal(back.frames.total, there.frames.total);
+    t.equal(back.frames.zero, there.frames.zero);
+    t.equal(back.frames.cache, back.frames.total - back.frames.zero, `${guest}: all from the cache`);
+    t.ok(back.bytes.manifest < 100, `${guest}: ${back.bytes.manifest} bytes of manifest, every chunk is known`);
+    return there;
+  }
+
+  const zero = await thereAndBack('zero', { zeroFraction: 1 });
+  t.match(zero, { frames: { total: 4096, zero: 4096, source: 0, duplicate: 0 }, bytes: { raw: 0 } });
+  t.equal((await a.client.cacheInfo()).used, 0, 'no zero page is kept');
+
+  const same = await thereAndBack('same', { fillFrom: one, zeroFraction: 0 });
+  t.equal(same.frames.zero, 0);
+  // its own tables of 512 frames are not its one page, and several may be asked for before the first of them is there
+  t.ok(same.frames.source < 1000, `${same.frames.source} of ${same.frames.total} frames from the source`);
+  t.ok((await a.client.cacheInfo()).used <= 9, 'the page is in the cache once');
+
+  const odd = await thereAndBack('odd', { memory: 5 * 2 ** 20 + 4096, zeroFraction: 0 });
+  t.equal(odd.frames.total, 1281);
+  t.same(await stillLeft(cluster), []);
 });
 
 void t.test('a cache that is too small: from the source, and right', async (t) => {

@@ -5,13 +5,15 @@ import { pino } from 'pino';
 import t, { type Test } from 'tap';
 import type { GuestRecord } from '../../src/guests/driver.ts';
 import { native } from '../../src/memory/native.ts';
+import { ArrivingNames, checkOffer } from '../../src/migration/arriving-names.ts';
 import { checkClaim, claimDomain, type Domain, type Domains } from '../../src/migration/domains.ts';
 import { SharedPages } from '../../src/migration/shared-pages.ts';
 import { ChunkStore } from '../../src/pages/chunk-store.ts';
 import { History } from '../../src/pages/history.ts';
 import { KeepPool } from '../../src/pages/keep-pool.ts';
-import { Manifest } from '../../src/pages/manifest.ts';
-import { DomainKey, TAG_BYTES, TAG_PAGE } from '../../src/pages/tags.ts';
+import { CHUNK_FRAMES, Manifest } from '../../src/pages/manifest.ts';
+import { encodeTagRuns } from '../../src/pages/tag-runs.ts';
+import { DomainKey, TAG_BYTES, TAG_PAGE, TAG_VERSION } from '../../src/pages/tags.ts';
 import { makePage, openCache } from '../pages/support.ts';
 import { scratch } from '../guests/embedded-support.ts';
 
@@ -203,4 +205,40 @@ void t.test('warming: any file, tags made on the way', async (t) => {
   await t.rejects(shared.warm('shop', [{ path: join(folder, 'sub') }]), { code: 'PT_MEMORY_FILE' });
   await t.rejects(shared.warm('shop', [{ path: join(folder, 'none') }]), { code: 'PT_MEMORY_FILE' });
   t.equal(TAG_BYTES, 16);
+});
+
+void t.test('what a source offers is refused where it does not fit', (t) => {
+  const manifest = new Manifest(CHUNK_FRAMES + 5); // no multiple of a chunk
+  manifest.tags.fill(7);
+  manifest.touch(0, manifest.frames);
+  const chunks = encodeTagRuns(manifest.chunkTags(), 0, 2).toString('base64');
+  const offer = { version: TAG_VERSION, frames: manifest.frames, chunks };
+  const bytes = manifest.frames * TAG_PAGE;
+  t.same(checkOffer(offer, bytes), manifest.chunkTags());
+  const code = { code: 'PT_MANIFEST_INVALID' };
+  t.throws(() => checkOffer({ ...offer, version: TAG_VERSION + 1 }, bytes), { ...code, message: /version/ });
+  t.throws(() => checkOffer({ ...offer, frames: manifest.frames - 1 }, bytes), { ...code, message: /frames/ });
+  t.throws(() => checkOffer(offer, bytes - 1), code, 'a part of a page is no frame');
+  t.throws(() => checkOffer({ ...offer, chunks: chunks.slice(0, -8) }, bytes), { ...code, message: /cannot be read/ });
+  const long = Buffer.alloc(1000, Buffer.from(chunks, 'base64')).toString('base64');
+  t.throws(() => checkOffer({ ...offer, chunks: long }, bytes), { ...code, message: /too long/ });
+  t.end();
+});
+
+void t.test('a chunk that is known is taken only where its length fits', (t) => {
+  const domain = 1;
+  const known = new ChunkStore(2 ** 20);
+  const short = new Manifest(5);
+  short.tags.fill(7);
+  short.touch(0, 5);
+  known.add(domain, short);
+  const name = short.chunkTags();
+  const key = { key: new DomainKey(Buffer.alloc(32, 1)), shared: { cache: 0, domain } };
+  const names = ArrivingNames.create(join(scratch(t), 'tags'), CHUNK_FRAMES + 5, key);
+  t.teardown(() => names.close());
+  // a source that names the short chunk in both places, the first of them a whole one
+  t.same(names.learn(Buffer.concat([name, name]), known), [0, 1]);
+  t.same(names.manifest.tags.subarray(CHUNK_FRAMES * TAG_BYTES), short.tags);
+  t.ok(names.manifest.tags.subarray(0, CHUNK_FRAMES * TAG_BYTES).every((byte) => byte === 0));
+  t.end();
 });
