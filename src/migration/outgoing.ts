@@ -9,6 +9,7 @@ import type { GuestRecord, GuestStats, Vmm } from '../guests/driver.ts';
 import { native } from '../memory/native.ts';
 import { encodeTagRuns } from '../pages/tag-runs.ts';
 import { TAG_VERSION } from '../pages/tags.ts';
+import type { PageCounters } from '../transport/page-server.ts';
 import { mapFromExtents, type MapRuns } from '../transport/wire-map.ts';
 import type { PeerClient } from '../transport/peer.ts';
 import type { MigrationHost } from './host.ts';
@@ -101,6 +102,8 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   #lastStats: GuestStats | null = null;
   #prepareMs = 0;
   #figures: CompletionFigures | undefined;
+  /** Bytes of the page streams at this end, both directions. */
+  #streamed = 0;
   #remote: IncomingStatus | undefined;
   #poll: NodeJS.Timeout | undefined;
   #acknowledged: (() => void)[] = [];
@@ -258,7 +261,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       case 'stop-pages':
         this.onVmm(
           async () => {
-            await this.#host.pageServer.withdraw(this.state.migration);
+            this.#countStreams(await this.#host.pageServer.withdraw(this.state.migration));
             return undefined;
           },
           () => undefined,
@@ -560,17 +563,24 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     return gaps.length === 0 ? null : Math.max(...gaps);
   }
 
+  #countStreams(counters: PageCounters | undefined): void {
+    if (counters !== undefined) this.#streamed = counters.bytesIn + counters.bytesOut;
+  }
+
   #makeReport(): MigrationReport | undefined {
     const figures = this.#figures;
     if (figures === undefined) return undefined;
     const { received, sent } = this.#peer.bytes;
+    // The destination closes its streams once it has every page, with answers still under way that a fault was faster than:
+    // the network has carried them. An agent that was restarted has only counted what came after; so the larger one.
+    const streams = Math.max(figures.bytes.wire, this.#streamed);
     return {
       guest: this.state.guest,
       mode: this.details.mode,
       driver: this.details.vmm.driver,
       verified: figures.verified,
       frames: figures.frames,
-      bytes: { ...figures.bytes, wire: figures.bytes.wire + received + sent },
+      bytes: { ...figures.bytes, wire: streams + received + sent },
       ms: {
         prepare: round(this.#prepareMs),
         // Clocks of two hosts: by NTP's grace. Never below zero.

@@ -50,8 +50,13 @@ export interface Cluster {
   close(): Promise<void>;
 }
 
+export interface ClusterOptions {
+  /** A command in front of each agent's, which it must become (exec): `ip netns exec NAME`. */
+  prefix?: readonly string[];
+}
+
 /** Makes a cluster that ends with the test. */
-export function cluster(t: { teardown(fn: () => Promise<void>): unknown }): Cluster {
+export function cluster(t: { teardown(fn: () => Promise<void>): unknown }, options: ClusterOptions = {}): Cluster {
   const root = mkdtempSync(join(tmpdir(), 'ptt-'));
   const shm = mkdtempSync('/dev/shm/ptt-');
   const agents: Agent[] = [];
@@ -60,7 +65,7 @@ export function cluster(t: { teardown(fn: () => Promise<void>): unknown }): Clus
     agents,
     leftovers: () => leftovers(root, agents),
     async agent(name, config = {}) {
-      const agent = new Agent(name, join(root, name), join(shm, name), config);
+      const agent = new Agent(name, join(root, name), join(shm, name), config, options.prefix ?? []);
       agents.push(agent);
       await agent.start();
       return agent;
@@ -84,17 +89,25 @@ class Agent implements TestAgent {
   readonly client: AgentClient;
   url = '';
   readonly #config: Record<string, unknown>;
+  readonly #prefix: readonly string[];
   readonly #lines: string[] = [];
   #child: ChildProcess | undefined;
   #port = 0;
 
-  constructor(name: string, state: string, memoryFolder: string, config: Record<string, unknown>) {
+  constructor(
+    name: string,
+    state: string,
+    memoryFolder: string,
+    config: Record<string, unknown>,
+    prefix: readonly string[],
+  ) {
     this.name = name;
     this.state = state;
     this.memoryFolder = memoryFolder;
     this.control = join(state, 'control.sock');
     this.client = new AgentClient(`unix:${this.control}`);
     this.#config = config;
+    this.#prefix = prefix;
     mkdirSync(state, { recursive: true });
     mkdirSync(memoryFolder, { recursive: true });
   }
@@ -115,7 +128,8 @@ class Agent implements TestAgent {
     const file = join(this.state, 'config.json');
     writeFileSync(file, JSON.stringify({ memoryFolder: this.memoryFolder, log: { level: 'info' }, ...this.#config }));
     const args = ['agent', '--listen', `127.0.0.1:${this.#port}`, '--state', this.state, '--name', this.name];
-    const child = spawn(process.execPath, [cli, ...args, '--config', file, '--json'], {
+    const [program, ...first] = [...this.#prefix, process.execPath];
+    const child = spawn(program!, [...first, cli, ...args, '--config', file, '--json'], {
       stdio: ['ignore', 'pipe', 'pipe'],
     });
     this.#child = child;

@@ -50,7 +50,7 @@ export function registeredBytes(pid: number): number {
 /** The TCP port that a process listens on. */
 export function listeningPort(pid: number): number {
   const sockets = new Set(descriptors(pid).map((what) => /^socket:\[(\d+)\]$/.exec(what)?.[1]));
-  for (const line of readFileSync('/proc/net/tcp', 'latin1').split('\n').slice(1)) {
+  for (const line of readFileSync(`/proc/${pid}/net/tcp`, 'latin1').split('\n').slice(1)) {
     // sl local_address rem_address st … inode; state 0A: listening
     const fields = line.trim().split(/\s+/);
     if (fields[3] === '0A' && sockets.has(fields[9])) return parseInt(fields[1]!.split(':')[1]!, 16);
