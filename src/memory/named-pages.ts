@@ -2,8 +2,9 @@
  * What a worker knows of a guest's pages by name: checks what comes from elsewhere, finds what is here, and tells which
  * frames hold the same page. Nothing here allocates but the views that one check of a page needs.
  */
-import { TAG_BYTES } from '../pages/tags.ts';
-import { native, Outcome, OutcomeField, type FaultSession } from './native.ts';
+import { TAG_PAGE } from '../pages/tags.ts';
+import { CachedPages } from './cached-pages.ts';
+import { native, type FaultSession, type Outcome } from './native.ts';
 import type { Serving } from './serving.ts';
 
 /** What travels to a worker. */
@@ -45,67 +46,46 @@ export interface NamedPages {
   readonly keeps: boolean;
 }
 
-/** Bytes of a page that has a tag, whatever the guest's page size. */
-const TAGGED = 4096;
-
 class TaggedPages implements NamedPages {
-  private readonly spec: NamedPagesSpec;
-  private readonly tags: Uint8Array;
-  private readonly serving: Serving;
-  private readonly which: 'demand' | 'fill';
-  /** Tags of one frame. */
-  private readonly parts: number;
-  /** Whether there is a cache that can serve this guest: its pages are of 4096 bytes. */
   readonly keeps: boolean;
+  private readonly spec: NamedPagesSpec;
+  private readonly pages: CachedPages;
+  /** Whether frames have one tag each. */
+  private readonly single: boolean;
 
   constructor(spec: NamedPagesSpec, pageSize: number, serving: Serving, which: 'demand' | 'fill') {
+    const { key, cache, domain } = spec;
     this.spec = spec;
-    this.tags = native().arenaView(spec.tags);
-    this.parts = pageSize / TAGGED;
-    this.keeps = spec.cache !== 0 && pageSize === TAGGED;
-    this.serving = serving;
-    this.which = which;
+    this.pages = new CachedPages({ tags: native().arenaView(spec.tags), key, cache, domain, pageSize, serving, which });
+    this.keeps = this.pages.usable;
+    this.single = pageSize === TAG_PAGE;
   }
 
   verify(frame: number, page: Uint8Array, offset: number): boolean {
-    for (let part = 0; part < this.parts; part++) {
-      const at = (frame * this.parts + part) * TAG_BYTES;
-      const from = offset + part * TAGGED;
-      const content = page.subarray(from, from + TAGGED);
-      if (!native().verifyPage(this.spec.key, content, this.tags.subarray(at, at + TAG_BYTES))) return false;
-    }
-    return true;
+    return this.pages.verify(frame, page, offset);
   }
 
   isZero(frame: number): boolean {
-    const from = frame * this.parts * TAG_BYTES;
-    for (let at = from; at < from + this.parts * TAG_BYTES; at++) if (this.tags[at] !== 0) return false;
-    return true;
+    return this.pages.isZero(frame);
   }
 
   /** The places of this host, one after the other: so far the cache alone. */
   install(session: FaultSession, frame: number, count: number, outcome: Int32Array): Outcome {
-    if (!this.keeps) return absent(frame, outcome);
-    const result = session.installFromCache(frame, count, this.tags, this.spec.cache, outcome);
-    const installed = outcome[OutcomeField.Installed]!;
-    if (installed > 0) this.serving.addCached(this.which, installed);
-    return result;
+    return this.pages.install(session, frame, count, outcome);
   }
 
   keep(frame: number, page: Uint8Array, offset: number): void {
-    if (!this.keeps) return;
-    const { cache, domain } = this.spec;
     // What comes of it matters to nobody here: a page that the cache can't take now is asked for again another time.
-    native().cacheInsert(cache, domain, this.tags, frame * TAG_BYTES, page, offset, 0);
+    if (this.keeps) this.pages.insert(frame, page, offset);
   }
 
   // The rings are of tags, hence of frames of 4096 bytes: a larger frame is alone in its ring, whatever its parts repeat.
   next(frame: number): number {
-    return this.parts === 1 ? this.spec.next[frame]! : frame;
+    return this.single ? this.spec.next[frame]! : frame;
   }
 
   ring(frame: number): number {
-    return this.parts === 1 ? this.spec.first[frame]! : frame;
+    return this.single ? this.spec.first[frame]! : frame;
   }
 }
 
@@ -117,11 +97,4 @@ export function openNamedPages(
   which: 'demand' | 'fill',
 ): NamedPages {
   return new TaggedPages(spec, pageSize, serving, which);
-}
-
-function absent(frame: number, outcome: Int32Array): Outcome {
-  outcome[OutcomeField.Installed] = 0;
-  outcome[OutcomeField.Skipped] = 0;
-  outcome[OutcomeField.Next] = frame;
-  return Outcome.Absent;
 }
