@@ -11,6 +11,12 @@ export function usage(message: string, hint?: string): PagetideError {
   return new PagetideError('PT_BAD_ARGUMENT', message, hint === undefined ? {} : { hint });
 }
 
+/** For what a signal ended before it had done anything: `PT_CANCELLED` speaks of migrations otherwise. */
+export function cancelled(thrown: unknown): never {
+  if (!(thrown instanceof PagetideError) || thrown.code !== 'PT_CANCELLED') throw thrown;
+  throw new PagetideError('PT_CANCELLED', 'ended by a signal', { cause: thrown, hint: 'Nothing was written.' });
+}
+
 /** 2 for what was typed wrongly, 1 for all else. */
 export function exitCode(error: PagetideError): number {
   return error.code === 'PT_BAD_ARGUMENT' || error.code === 'PT_BAD_CONFIG' ? EXIT_USAGE : EXIT_FAILURE;

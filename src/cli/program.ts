@@ -7,6 +7,7 @@ import { addCache } from './commands/cache.ts';
 import { addCancel } from './commands/cancel.ts';
 import { addDoctor } from './commands/doctor.ts';
 import { addGuest } from './commands/guest.ts';
+import { addManifest } from './commands/manifest.ts';
 import { addMigrate } from './commands/migrate.ts';
 import { addMigrations } from './commands/migrations.ts';
 import { addPager } from './commands/pager.ts';
@@ -37,6 +38,7 @@ export function buildProgram(rest?: readonly string[]): Command {
   addCancel(program, context);
   addMigrations(program, context);
   addCache(program, context);
+  addManifest(program, context);
   addPager(program, context);
   addDoctor(program, context);
   return program;

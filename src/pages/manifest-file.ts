@@ -11,7 +11,7 @@
  * checked before it is used, and the digest of the whole at the end.
  */
 import { createHash } from 'node:crypto';
-import { closeSync, fstatSync, fsyncSync, openSync, readSync, renameSync, rmSync, writeSync } from 'node:fs';
+import { closeSync, constants, fstatSync, fsyncSync, openSync, readSync, renameSync, rmSync, writeSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { PagetideError } from '../errors.ts';
 import { CHUNK_FRAMES, DIGEST_BYTES, Manifest, MOST_FRAMES } from './manifest.ts';
@@ -98,6 +98,21 @@ export function writeManifest(path: string, manifest: Manifest, domain: string):
     rmSync(fresh, { force: true });
     const full = (cause as NodeJS.ErrnoException).code === 'ENOSPC';
     throw new PagetideError(full ? 'PT_NO_SPACE' : 'PT_IO', `cannot write the manifest ${path}`, { cause });
+  }
+}
+
+/** Whether the file begins as a manifest does. False for what cannot be read or is no regular file. */
+export function isManifestFile(path: string): boolean {
+  const start = Buffer.alloc(4);
+  try {
+    const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    try {
+      return fstatSync(fd).isFile() && readSync(fd, start) === start.length && start.readUInt32LE(0) === MAGIC;
+    } finally {
+      closeSync(fd);
+    }
+  } catch {
+    return false;
   }
 }
 

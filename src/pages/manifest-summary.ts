@@ -54,6 +54,11 @@ class TagSet {
     }
   }
 
+  /** Whether `frame`, of this manifest, is the first one with its page. */
+  isFirst(frame: number): boolean {
+    return this.#slots[this.#find(this.#tags, frame)] === frame;
+  }
+
   has(tags: Uint8Array, frame: number): boolean {
     return this.#slots[this.#find(tags, frame)] !== EMPTY;
   }
@@ -112,6 +117,19 @@ export function compareManifests(manifest: Manifest, other: Manifest): ManifestC
     if (!isZeroTag(tag, 0) && chunks.has(hex(tag))) result.sharedChunks++;
   }
   return result;
+}
+
+/** The first frame of each different page that is not zero, in ascending order; with `lacking`, of those that it lacks. */
+export function uniqueFrames({ tags, frames }: Manifest, lacking?: Manifest): Uint32Array {
+  const own = new TagSet(tags);
+  const theirs = lacking === undefined ? undefined : new TagSet(lacking.tags);
+  const unique = new Uint32Array(own.distinct);
+  let count = 0;
+  for (let frame = 0; frame < frames; frame++) {
+    if (isZeroTag(tags, frame) || !own.isFirst(frame) || theirs?.has(tags, frame) === true) continue;
+    unique[count++] = frame;
+  }
+  return unique.subarray(0, count);
 }
 
 function hex(tag: Uint8Array): string {

@@ -16,6 +16,8 @@ export interface Cli {
   finished: Promise<Finished>;
   /** Resolves once standard error holds a match. */
   says(pattern: RegExp): Promise<void>;
+  /** Standard error so far. */
+  said(): string;
   kill(signal: NodeJS.Signals): void;
 }
 
@@ -46,6 +48,7 @@ export function startCli(t: Test, args: string[], env: Record<string, string> = 
   return {
     finished,
     kill: (signal) => child.kill(signal),
+    said: () => stderr,
     says: (pattern) =>
       Promise.race([
         new Promise<void>((resolve) => {

@@ -28,6 +28,7 @@ void t.test('--help of every command has an example of it, and the global option
     'guest run',
     'guest show',
     'guest verify',
+    'manifest',
     'migrate',
     'migrations',
     'pager',

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { linkDuplicates } from '../../src/pages/duplicates.ts';
 import { decodeManifest, encodeManifest, readManifest, writeManifest } from '../../src/pages/manifest-file.ts';
-import { compareManifests, summarizeManifest } from '../../src/pages/manifest-summary.ts';
+import { compareManifests, summarizeManifest, uniqueFrames } from '../../src/pages/manifest-summary.ts';
 import { CHUNK_FRAMES, chunkTagOf, Manifest } from '../../src/pages/manifest.ts';
 import { TAG_BYTES } from '../../src/pages/tags.ts';
 
@@ -193,5 +193,19 @@ void t.test('manifest files: written whole, read with suspicion', (t) => {
   t.throws(() => writeManifest(join(folder, 'no/such/folder'), manifest, 'tenant'), { code: 'PT_IO' });
   writeFileSync(path, encodeManifest(manifest, 'tenant').subarray(0, 50));
   t.throws(() => readManifest(path, 'tenant'), { code: 'PT_MANIFEST_INVALID' });
+  t.end();
+});
+
+void t.test('unique frames are the first of each page, and with another manifest of each that it lacks', (t) => {
+  fc.assert(
+    fc.property(pages, pages, (content, others) => {
+      const [manifest, other] = [manifestOf(content), manifestOf(others)];
+      const first = (page: number, frame: number): boolean => page !== 0 && content.indexOf(page) === frame;
+      const frames = [...content.keys()].filter((frame) => first(content[frame]!, frame));
+      const lacking = frames.filter((frame) => !others.includes(content[frame]!));
+      const same = (a: Uint32Array, b: number[]): boolean => a.length === b.length && a.every((n, i) => n === b[i]);
+      return same(uniqueFrames(manifest), frames) && same(uniqueFrames(manifest, other), lacking);
+    }),
+  );
   t.end();
 });
