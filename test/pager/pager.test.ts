@@ -153,6 +153,12 @@ void t.test('a VMM that vanishes half-way leaves nothing behind', async (t) => {
       t.equal(got[0]?.hash, guestHash(content.subarray(5 * PAGE, 6 * PAGE)));
       return true;
     });
+    // That one had to give the place back, too: one that comes earlier is refused, and would wait for ever.
+    const rounds = 2 * (round + 1);
+    await until('the place is free again', () => {
+      const gone = lines(pager.said(), /the VM is gone/);
+      return gone >= rounds && gone === lines(pager.said(), /serving a VM/);
+    });
   }
   const { code, stderr } = await pager.end();
   t.equal(code, 0, stderr);

@@ -53,6 +53,8 @@ export interface PagerProcess {
   socket: string;
   /** Waits for a line of the log. */
   says: (pattern: RegExp) => Promise<void>;
+  /** What it has said so far. */
+  said: () => string;
   /** Ends it by SIGTERM, and gives what it said. */
   end: () => Promise<Finished>;
 }
@@ -70,6 +72,7 @@ export async function startPager(t: Test, folder: string, memory: string, args: 
     cli,
     socket,
     says: (pattern) => cli.says(pattern),
+    said: () => cli.said(),
     end: () => {
       cli.kill('SIGTERM');
       return cli.finished;
