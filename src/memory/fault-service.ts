@@ -26,7 +26,7 @@
 import { PagetideError } from '../errors.ts';
 import { MOST_UNITS, toUnits } from './histogram.ts';
 import { KeepQueue } from './keep-queue.ts';
-import type { LocalPages } from './local-pages.ts';
+import { wrongPage, type LocalPages } from './local-pages.ts';
 import { FrameState, Outcome, OutcomeField, OUTCOME_FIELDS, WaitField, WaitFlag, WAIT_FIELDS } from './native.ts';
 import type { FaultSession } from './native.ts';
 import type { NamedPages } from './named-pages.ts';
@@ -368,6 +368,10 @@ export class FaultService {
       case Outcome.Short:
         this.park(frame, since, page);
         this.trouble(frame, new PagetideError('PT_MEMORY_FILE', `the memory file ends before frame ${frame}`));
+        return;
+      case Outcome.Wrong:
+        this.park(frame, since, page);
+        this.trouble(frame, wrongPage(frame));
         return;
       case Outcome.Failed: {
         this.park(frame, since, page);

@@ -49,7 +49,7 @@ export async function runFaultTask(task: ServiceTask): Promise<ServiceEnd> {
       };
       if (!(await port.unlessStopped(peer.connected))) return { end: 'stopped' };
     } else {
-      local = openLocalPages(task.pages);
+      local = openLocalPages(task.pages, session.pageSize, serving, 'demand');
     }
     const faults = makeService();
     late.faults = faults;

@@ -19,7 +19,7 @@
  */
 import { PagetideError } from '../errors.ts';
 import { FillOrder } from './fill-order.ts';
-import type { LocalPages } from './local-pages.ts';
+import { wrongPage, type LocalPages } from './local-pages.ts';
 import { FrameState, Outcome, OutcomeField, OUTCOME_FIELDS } from './native.ts';
 import type { NamedPages } from './named-pages.ts';
 import type { FaultSession } from './native.ts';
@@ -421,6 +421,9 @@ export class FillService {
         frame,
         new PagetideError('PT_MEMORY_FILE', `the fill waits: the memory file ends before frame ${frame}`),
       );
+      return true;
+    } else if (result === Outcome.Wrong) {
+      this.trouble(frame, wrongPage(frame));
       return true;
     } else {
       const errno = this.outcome[OutcomeField.Errno]!;

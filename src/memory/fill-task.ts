@@ -39,7 +39,7 @@ export async function runFillTask(task: ServiceTask): Promise<ServiceEnd> {
       });
       if (!(await port.unlessStopped(peer.connected))) return { end: 'stopped' };
     } else {
-      local = openLocalPages(task.pages);
+      local = openLocalPages(task.pages, session.pageSize, serving, 'fill');
     }
     const pages = peer;
     const names = task.pages.kind === 'peer' ? task.pages.named : undefined;

@@ -7,7 +7,7 @@
  */
 import { EventEmitter } from 'node:events';
 import { MessageChannel, type MessagePort } from 'node:worker_threads';
-import { asPagetideError, errorFromJson, PagetideError } from '../errors.ts';
+import { asPagetideError, errorFromJson, PagetideError, type ErrorCode } from '../errors.ts';
 import { summarize } from './histogram.ts';
 import { native, type FaultSession, type SessionCounts } from './native.ts';
 import { Serving } from './serving.ts';
@@ -31,7 +31,7 @@ export interface GuestServiceEvents {
   /** A page that nobody here installed: the guest must not run on. */
   foreign: [frame: number];
   /** Something is wrong that may mend itself; told for operators. */
-  note: [text: string];
+  note: [text: string, code?: ErrorCode];
   /** A worker failed for good. */
   failed: [error: PagetideError];
 }
@@ -166,7 +166,7 @@ export class GuestService extends EventEmitter<GuestServiceEvents> {
         this.emit('foreign', message.frame);
         return;
       case 'trouble':
-        this.emit('note', errorFromJson(message.error).message);
+        this.emit('note', errorFromJson(message.error).message, message.error.code);
         return;
       case 'disconnected':
         this.emit('note', `the connection to the source is being made again: ${message.error.message}`);

@@ -1,7 +1,9 @@
 /** Page sources on this host: content that a fault worker installs on the spot. */
 import { closeSync, fstatSync, openSync } from 'node:fs';
 import { PagetideError } from '../errors.ts';
+import { openCachedFile, type CachedFileSpec } from './cached-file.ts';
 import type { FaultSession, Outcome } from './native.ts';
+import type { Serving } from './serving.ts';
 
 /** A source whose pages are installed by one native call; nothing is allocated. */
 export interface LocalPages {
@@ -14,7 +16,8 @@ export interface LocalPages {
 export type LocalPagesSpec =
   | { kind: 'file'; path: string }
   /** `slots`: a Uint32Array over shared memory, a slot a frame. */
-  | { kind: 'arena'; arena: number; slots: Uint32Array };
+  | { kind: 'arena'; arena: number; slots: Uint32Array }
+  | CachedFileSpec;
 
 /**
  * A memory file of someone else: frame n lies at n × page size. It is read with `pread` into a buffer and never mapped:
@@ -59,9 +62,26 @@ class ArenaPages implements LocalPages {
   }
 }
 
-/** Opens it in this thread. @throws PagetideError `PT_MEMORY_FILE` */
-export function openLocalPages(spec: LocalPagesSpec): LocalPages {
-  return spec.kind === 'file' ? new FilePages(spec.path) : new ArenaPages(spec.arena, spec.slots);
+/**
+ * Opens it in this thread.
+ * @param pageSize of the guest
+ * @param serving counts what came from the cache, as `which` of the two workers
+ * @throws PagetideError `PT_MEMORY_FILE`
+ */
+export function openLocalPages(
+  spec: LocalPagesSpec,
+  pageSize: number,
+  serving: Serving,
+  which: 'demand' | 'fill',
+): LocalPages {
+  switch (spec.kind) {
+    case 'file':
+      return new FilePages(spec.path);
+    case 'arena':
+      return new ArenaPages(spec.arena, spec.slots);
+    case 'cached-file':
+      return openCachedFile(spec, pageSize, serving, which);
+  }
 }
 
 /** Refuses a memory file that cannot hold `bytes`. @throws PagetideError `PT_MEMORY_FILE` */
@@ -83,4 +103,13 @@ export function checkMemoryFile(path: string, bytes: number): void {
   if (size < bytes) {
     throw new PagetideError('PT_MEMORY_FILE', `${path} has ${size} bytes, the guest's memory ${bytes}`);
   }
+}
+
+/** What {@link Outcome.Wrong} is told as. */
+export function wrongPage(frame: number): PagetideError {
+  return new PagetideError(
+    'PT_PAGE_MISMATCH',
+    `frame ${frame} of the memory file is not the page that its manifest names: the file was changed, and the guest waits`,
+    { hint: 'Put the memory file back as it was when its manifest was made: the guest then goes on.' },
+  );
 }

@@ -47,6 +47,8 @@ export const Outcome = {
   Failed: 5,
   /** The shared-page cache lacks the page of frame `outcome[Next]`: ask elsewhere. */
   Absent: 6,
+  /** What the source has is not the page that the tag of frame `outcome[Next]` names. Of no native call, but of sources here. */
+  Wrong: 100,
 } as const;
 export type Outcome = (typeof Outcome)[keyof typeof Outcome];
 

@@ -1,6 +1,7 @@
 /**
  * The pager: serves a snapshot's memory file to whatever VMM connects and hands its userfaultfd over (Firecracker's
- * way; see src/memory/handover.ts). No agent, no cluster. The socket appears when the pager is ready.
+ * way; see src/memory/handover.ts). No agent, no cluster. The socket appears when the pager is ready. Several snapshots
+ * have a socket each, and share the workers and the cache (see src/memory/cached-file.ts).
  *
  *   hand-over ──► fits the file? place free? kind of memory? ──► serving ──► VMM gone ──► place free again
  *                        │ no
@@ -16,15 +17,18 @@ import { GuestService } from '../memory/guest-service.ts';
 import { HandoverListener, type Handover } from '../memory/handover.ts';
 import { checkMemoryFile } from '../memory/local-pages.ts';
 import { native, type FaultSession } from '../memory/native.ts';
+import type { PagesSpec } from '../memory/worker-messages.ts';
 import { WorkerPools, type Place } from '../memory/worker-pools.ts';
+import { SharedCache, type SharedCacheOptions } from './shared-cache.ts';
+import { openSnapshot, type Snapshot, type SnapshotOptions } from './snapshot.ts';
 import { keepsUserfault, memoryKind, VmmWatch } from './vmm.ts';
 
 export interface PagerOptions {
-  /** Unix socket to listen on. */
-  listen: string;
-  /** The memory file. */
-  memory: string;
-  /** VMs served at once, 1 to 64. */
+  /** At least one, each with a socket of its own. */
+  snapshots: SnapshotOptions[];
+  /** Pages are taken from it by their content, and put into it. */
+  cache?: SharedCacheOptions | undefined;
+  /** VMs served at once, all snapshots together, 1 to 64. */
   maxVms: number;
   /** Bring all pages in the background, not only those that fault. */
   fill: boolean;
@@ -56,19 +60,22 @@ interface Held {
 class Pager implements RunningPager {
   readonly #options: PagerOptions;
   readonly #pools: WorkerPools;
-  readonly #listener: HandoverListener;
+  readonly #cache: SharedCache | undefined;
+  readonly #listeners: readonly HandoverListener[];
   readonly #served = new Set<Served>();
   readonly #ending = new Set<Promise<void>>();
   readonly #held = new Set<Held>();
   readonly #log: Logger;
   #closed: Promise<void> | undefined;
 
-  constructor(options: PagerOptions, pools: WorkerPools, listener: HandoverListener) {
+  /** Takes pools and cache over. @throws PagetideError `PT_SOCKET_IN_USE`, `PT_BAD_ARGUMENT`; then they are still the caller's */
+  constructor(options: PagerOptions, pools: WorkerPools, cache: SharedCache | undefined, snapshots: Snapshot[]) {
     this.#options = options;
     this.#log = createLogger({ level: options.logLevel ?? 'info', format: 'json', name: 'pager' });
     this.#pools = pools;
-    this.#listener = listener;
-    void this.#accept();
+    this.#cache = cache;
+    this.#listeners = listen(snapshots);
+    this.#listeners.forEach((listener, i) => void this.#accept(listener, snapshots[i]!));
   }
 
   get serving(): number {
@@ -80,18 +87,27 @@ class Pager implements RunningPager {
   }
 
   async #close(): Promise<void> {
-    this.#listener.close();
+    for (const listener of this.#listeners) listener.close();
     for (const served of [...this.#served]) this.#end(served, 'the pager ends: the VM waits at its next missing page');
     await Promise.all(this.#ending);
     for (const held of [...this.#held]) this.#letGo(held);
     await this.#pools.close();
+    if (this.#cache === undefined) return;
+    const { used, hits, misses, insertions, evictions, rejected, dropped, lost } = this.#cache.stats();
+    this.#log.info({ used, hits, misses, insertions, evictions, rejected, dropped, lost }, 'the cache, so far');
+    try {
+      this.#cache.close();
+    } catch (error) {
+      const { code, message } = asPagetideError(error);
+      this.#log.warn({ code }, message);
+    }
   }
 
-  async #accept(): Promise<void> {
+  async #accept(listener: HandoverListener, snapshot: Snapshot): Promise<void> {
     while (this.#closed === undefined) {
       let handover: Handover;
       try {
-        handover = await this.#listener.next();
+        handover = await listener.next();
       } catch (error) {
         const { code, message } = asPagetideError(error);
         if (code === 'PT_CANCELLED') return;
@@ -99,21 +115,22 @@ class Pager implements RunningPager {
         continue;
       }
       try {
-        this.#serve(handover);
+        this.#serve(handover, snapshot);
       } catch (error) {
         this.#refuse(handover, asPagetideError(error));
       }
     }
   }
 
-  #serve(handover: Handover): void {
+  #serve(handover: Handover, { memory, pages, frames }: Snapshot): void {
     const { regions, pageSize, pid } = handover;
-    const { memory, fill, spinMicros = SPIN_MICROS } = this.#options;
+    const { fill, spinMicros = SPIN_MICROS } = this.#options;
+    const bytes = regions.reduce((end, region) => Math.max(end, region.offset + region.size), 0);
     // Now, not at the start: the file may have shrunk since.
-    checkMemoryFile(
-      memory,
-      regions.reduce((end, region) => Math.max(end, region.offset + region.size), 0),
-    );
+    checkMemoryFile(memory, bytes);
+    if (frames !== undefined && bytes > frames * 4096) {
+      throw new PagetideError('PT_MEMORY_FILE', `${memory} has grown: its manifest names ${frames * 4096} bytes`);
+    }
     const kind = memoryKind(pid, regions);
     const place = this.#pools.take();
     let session: FaultSession;
@@ -125,7 +142,7 @@ class Pager implements RunningPager {
       throw error;
     }
     // The session has the userfaultfd from here on.
-    const service = this.#start(session, place, { memory, spinMicros });
+    const service = this.#start(session, place, pages, spinMicros);
     const log = this.#log.child({ vmm: pid });
     const watch = new VmmWatch(pid, handover.connection, {
       onGone: () => this.#end(served, 'the VM is gone'),
@@ -133,14 +150,16 @@ class Pager implements RunningPager {
     });
     const served: Served = { service, handover, watch };
     this.#served.add(served);
-    log.info({ regions: regions.length, pageSize, memory: kind ?? 'private' }, 'serving a VM');
+    log.info({ snapshot: memory, regions: regions.length, pageSize, memory: kind ?? 'private' }, 'serving a VM');
+    if (this.#cache !== undefined && pageSize !== 4096) log.warn('the cache cannot serve a VM with huge pages');
     if (kind === undefined) log.warn("may not see the VMM's memory map; its memory is taken for private");
     if (!keepsUserfault(pid)) {
       log.warn(
         'the VMM keeps no userfaultfd of its own, or may not be looked at: it may read zeros if this pager dies',
       );
     }
-    service.on('note', (text) => log.warn(text));
+    // a page that is not the snapshot's is no passing trouble: somebody has to put the file back
+    service.on('note', (text, code) => log[code === 'PT_PAGE_MISMATCH' ? 'error' : 'warn']({ code }, text));
     service.on('foreign', (frame) =>
       log.fatal({ frame }, 'a page stands in the way that nobody here installed; it is not served'),
     );
@@ -151,12 +170,12 @@ class Pager implements RunningPager {
     if (fill) service.fill();
   }
 
-  #start(session: FaultSession, place: Place, options: { memory: string; spinMicros: number }): GuestService {
+  #start(session: FaultSession, place: Place, pages: PagesSpec, spinMicros: number): GuestService {
     return new GuestService({
       session,
       place,
-      pages: { kind: 'file', path: options.memory },
-      spinMicros: options.spinMicros,
+      pages,
+      spinMicros,
       fill: { batchFrames: Math.max(1, (BATCH_FRAMES * 4096) / session.pageSize), window: 1, bandwidth: 0 },
     });
   }
@@ -184,28 +203,57 @@ class Pager implements RunningPager {
     served.watch.close();
     const ended = served.service.stop().then(() => {
       native().close(served.handover.connection);
-      const { counts, faults } = served.service.lastFigures ?? {};
-      this.#log.info({ vmm: served.handover.pid, faults, installed: counts?.installed }, why);
+      const { counts, faults, cached, mismatches } = served.service.lastFigures ?? {};
+      const installed = counts?.installed;
+      this.#log.info({ vmm: served.handover.pid, faults, installed, cached, mismatches }, why);
       this.#ending.delete(ended);
     });
     this.#ending.add(ended);
   }
 }
 
-/**
- * Starts a pager. @throws PagetideError `PT_MEMORY_FILE`, `PT_SOCKET_IN_USE`, `PT_BAD_ARGUMENT`
- */
-export async function startPager(options: PagerOptions): Promise<RunningPager> {
-  if (!Number.isInteger(options.maxVms) || options.maxVms < 1 || options.maxVms > 64) {
-    throw new PagetideError('PT_BAD_ARGUMENT', 'a pager serves 1 to 64 VMs at once');
-  }
-  checkMemoryFile(options.memory, 1);
-  const pools = new WorkerPools(options.maxVms);
+/** A socket a snapshot, all or none: who sees one is served. */
+function listen(snapshots: readonly Snapshot[]): HandoverListener[] {
+  const listeners: HandoverListener[] = [];
   try {
-    // Last: who sees the socket is served.
-    return new Pager(options, pools, new HandoverListener(options.listen));
+    for (const snapshot of snapshots) listeners.push(new HandoverListener(snapshot.listen));
+    return listeners;
   } catch (error) {
-    await pools.close();
+    for (const listener of listeners) listener.close();
+    throw error;
+  }
+}
+
+function check({ snapshots, cache, maxVms }: PagerOptions): void {
+  const bad = (what: string): PagetideError => new PagetideError('PT_BAD_ARGUMENT', what);
+  if (!Number.isInteger(maxVms) || maxVms < 1 || maxVms > 64) throw bad('a pager serves 1 to 64 VMs at once');
+  if (snapshots.length === 0) throw bad('a pager serves one snapshot at least');
+  if (cache === undefined && snapshots.some(({ manifest }) => manifest !== undefined))
+    throw bad('a manifest is of use with a cache only');
+  if (cache?.keyFile === undefined && snapshots.some(({ manifest }) => manifest !== undefined))
+    throw bad('a manifest can only be read with the key that it was made with');
+}
+
+/**
+ * Starts a pager. Until it listens, `signal` ends that.
+ * @throws PagetideError `PT_BAD_ARGUMENT`, `PT_MEMORY_FILE`, `PT_MANIFEST_INVALID`, `PT_SOCKET_IN_USE`, `PT_CANCELLED`, and
+ * what opening the cache comes to: `PT_CACHE_IN_USE`, `PT_CACHE_FILE`, `PT_NO_SPACE`, `PT_NO_PERMISSION`
+ */
+export async function startPager(options: PagerOptions, signal?: AbortSignal): Promise<RunningPager> {
+  check(options);
+  // what is refused for its files is refused before a cache is made
+  for (const { memory } of options.snapshots) checkMemoryFile(memory, 1);
+  const cache = options.cache === undefined ? undefined : new SharedCache(options.cache);
+  let pools: WorkerPools | undefined;
+  try {
+    const snapshots: Snapshot[] = [];
+    for (const snapshot of options.snapshots) snapshots.push(await openSnapshot(snapshot, cache, signal));
+    pools = new WorkerPools(options.maxVms);
+    // Last: who sees the socket is served.
+    return new Pager(options, pools, cache, snapshots);
+  } catch (error) {
+    await pools?.close();
+    cache?.close();
     throw error;
   }
 }

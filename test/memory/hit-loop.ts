@@ -1,11 +1,12 @@
 /**
  * Runs hits through the real fault service in a process of its own, and prints what they left on the JavaScript heap.
  *
- *   node --expose-gc --min-semi-space-size=64 --max-semi-space-size=64 hit-loop.js fake|single|leaky|real HITS FOLDER
+ *   node --expose-gc --min-semi-space-size=64 --max-semi-space-size=64 hit-loop.js fake|single|leaky|real|cached HITS FOLDER
  *
  * fake: faults of a session without a kernel, 64 a read: what the service itself allocates. single: one a read. leaky: the same, and each hit leaves
  * one small object, which the measurement has to notice. real: memory of this process, registered with a userfaultfd
- * and touched by another thread: what the calls of the native shim allocate on top.
+ * and touched by another thread: what the calls of the native shim allocate on top. cached: the same, pages from the
+ * shared-page cache.
  */
 import { readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -13,9 +14,12 @@ import { PerformanceObserver } from 'node:perf_hooks';
 import { getHeapSpaceStatistics } from 'node:v8';
 import { Worker } from 'node:worker_threads';
 import { FaultService } from '../../src/memory/fault-service.ts';
+import type { CachedFileSpec } from '../../src/memory/cached-file.ts';
 import { openLocalPages, type LocalPages } from '../../src/memory/local-pages.ts';
 import { FrameState, Outcome, WaitField, WaitFlag, native, type FaultSession } from '../../src/memory/native.ts';
 import { Serving } from '../../src/memory/serving.ts';
+import { PageCache } from '../../src/pages/cache.ts';
+import { DomainKey, TAG_BYTES } from '../../src/pages/tags.ts';
 
 export interface HitFigures {
   /** Hits a window. */
@@ -99,7 +103,12 @@ function fakeSession(probe: Probe, batch: number): FaultSession {
 }
 
 /** A session over memory of this process, which another thread touches page by page. */
-function realSession(probe: Probe, frames: number, folder: string): { session: FaultSession; local: LocalPages } {
+function realSession(
+  probe: Probe,
+  frames: number,
+  folder: string,
+  cached: boolean,
+): { session: FaultSession; local: LocalPages } {
   const bytes = frames * PAGE;
   const ram = join(folder, 'ram');
   const arena = native().createArena(ram, PAGE, frames);
@@ -130,7 +139,22 @@ function realSession(probe: Probe, frames: number, folder: string): { session: F
       return faults;
     },
   });
-  return { session, local: openLocalPages({ kind: 'file', path: memory }) };
+  const spec = cached ? cachedFile(folder, memory, frames) : ({ kind: 'file', path: memory } as const);
+  return { session, local: openLocalPages(spec, PAGE, new Serving(), 'demand') };
+}
+
+/** All frames have one page, which is in the cache; the file would give zeros, and so be refused. */
+function cachedFile(folder: string, path: string, frames: number): CachedFileSpec {
+  const secret = new Uint8Array(32).fill(7);
+  const cache = PageCache.open({ path: join(folder, 'cache'), bytes: 16 * PAGE });
+  cache.setKey(0, secret);
+  const key = new DomainKey(secret);
+  const page = new Uint8Array(PAGE).fill(3);
+  const tags = new Uint8Array(new SharedArrayBuffer(frames * TAG_BYTES));
+  native().tagPages(key.id, page, 1, tags);
+  for (let frame = 1; frame < frames; frame++) tags.copyWithin(frame * TAG_BYTES, 0, TAG_BYTES);
+  cache.insert(0, tags, 0, page);
+  return { kind: 'cached-file', path, tags, key: key.id, cache: cache.id, domain: 0 };
 }
 
 const [kind, count, folder] = process.argv.slice(2) as [string, string, string];
@@ -138,8 +162,8 @@ const hits = Number(count);
 const probe = new Probe(hits);
 const left: object[] = [];
 const { session, local } =
-  kind === 'real'
-    ? realSession(probe, (WINDOWS + 1) * hits, folder)
+  kind === 'real' || kind === 'cached'
+    ? realSession(probe, (WINDOWS + 1) * hits, folder, kind === 'cached')
     : {
         session: fakeSession(probe, kind === 'single' ? 1 : 64),
         local: {
@@ -161,7 +185,7 @@ const service = new FaultService({
 });
 const end = await service.run();
 // a thread that waits for a page could not be ended
-if (kind === 'real') session.unregister({ force: true });
+if (kind === 'real' || kind === 'cached') session.unregister({ force: true });
 // what the observer has to tell comes with the event loop
 await new Promise((resolve) => setTimeout(resolve, 0));
 process.stdout.write(`${JSON.stringify({ end, events, ...probe.figures() })}\n`);

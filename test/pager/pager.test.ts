@@ -9,31 +9,25 @@ import t, { type Test } from 'tap';
 import { native } from '../../src/memory/native.ts';
 import { runCli } from '../cli/harness.ts';
 import { scratch, until, type Guest } from '../guests/embedded-support.ts';
-import { HUGE, PAGE, guestHash, hashes, memoryFile, startPager, startVm, touched } from './support.ts';
+import {
+  HUGE,
+  PAGE,
+  endVm,
+  guestHash,
+  hashes,
+  memoryFile,
+  reserveHuge,
+  startPager,
+  startVm,
+  stillWaits,
+  touched,
+} from './support.ts';
 
 const MIB = 1024 * 1024;
 const ZERO = guestHash(new Uint8Array(PAGE));
 
 /** How many lines of the log match. */
 const lines = (text: string, pattern: RegExp): number => text.split('\n').filter((line) => pattern.test(line)).length;
-
-/** Whether the guest's touch is still waiting after it was given every chance: two rounds of what serves the others. */
-async function stillWaits(touch: Promise<unknown>, other: () => Promise<unknown>): Promise<boolean> {
-  let answered = false;
-  void touch.then(
-    () => (answered = true),
-    () => (answered = true),
-  );
-  await other();
-  await other();
-  return !answered;
-}
-
-async function endVm(guest: Guest): Promise<void> {
-  const exit = once(guest.child, 'exit');
-  guest.child.kill('SIGKILL');
-  await exit;
-}
 
 void t.test('private memory in several regions, with the fill and without', async (t) => {
   for (const args of [[], ['--no-fill']]) {
@@ -385,22 +379,8 @@ void t.test('SIGTERM while a guest is being filled', async (t) => {
 });
 
 void t.test('huge pages', async (t) => {
-  const knob = '/proc/sys/vm/nr_hugepages';
-  const before = readFileSync(knob, 'utf8').trim();
   const pages = 4;
-  try {
-    writeFileSync(knob, String(Number(before) + pages));
-  } catch {
-    // not ours to set: perhaps there are some
-  }
-  t.teardown(() => {
-    if (readFileSync(knob, 'utf8').trim() !== before) writeFileSync(knob, before);
-  });
-  const free = Number(/HugePages_Free: +(\d+)/.exec(readFileSync('/proc/meminfo', 'utf8'))?.[1] ?? 0);
-  if (free < pages) {
-    t.comment(`skipped: ${free} free huge pages, ${pages} needed; as root: echo ${pages} > ${knob}`);
-    return;
-  }
+  if (!reserveHuge(t, pages)) return;
   const folder = scratch(t);
   const { path, content } = memoryFile(folder, pages * HUGE, HUGE);
   const pager = await startPager(t, folder, path);

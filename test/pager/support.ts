@@ -1,6 +1,7 @@
 /** Pagers as real processes, and embedded guests that hand their memory over to them. */
 import { randomBytes } from 'node:crypto';
-import { existsSync, writeFileSync } from 'node:fs';
+import { once } from 'node:events';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Test } from 'tap';
 import { startCli, type Cli, type Finished } from '../cli/harness.ts';
@@ -110,4 +111,41 @@ export async function touched(guest: Guest, first: number, count: number): Promi
     out.push(...pages.map((page) => page.hash));
   }
   return out;
+}
+
+/** Whether the guest's touch is still waiting after it was given every chance: two rounds of what serves the others. */
+export async function stillWaits(touch: Promise<unknown>, other: () => Promise<unknown>): Promise<boolean> {
+  let answered = false;
+  void touch.then(
+    () => (answered = true),
+    () => (answered = true),
+  );
+  await other();
+  await other();
+  return !answered;
+}
+
+/** Kills the VMM. */
+export async function endVm(guest: Guest): Promise<void> {
+  const exit = once(guest.child, 'exit');
+  guest.child.kill('SIGKILL');
+  await exit;
+}
+
+/** Has `pages` huge pages for this test, where the machine gives them; else false, and the test says that it is skipped. */
+export function reserveHuge(t: Test, pages: number): boolean {
+  const knob = '/proc/sys/vm/nr_hugepages';
+  const before = readFileSync(knob, 'utf8').trim();
+  try {
+    writeFileSync(knob, String(Number(before) + pages));
+  } catch {
+    // not ours to set: perhaps there are some
+  }
+  t.teardown(() => {
+    if (readFileSync(knob, 'utf8').trim() !== before) writeFileSync(knob, before);
+  });
+  const free = Number(/HugePages_Free: +(\d+)/.exec(readFileSync('/proc/meminfo', 'utf8'))?.[1] ?? 0);
+  if (free >= pages) return true;
+  t.comment(`skipped: ${free} free huge pages, ${pages} needed; as root: echo ${pages} > ${knob}`);
+  return false;
 }
