@@ -107,14 +107,14 @@ void t.test('a guest that comes back costs what changed', async (t) => {
   t.same(readdirSync(join(a.state, 'history', 'shop')), ['there.manifest']);
   const back = await moved(t, b, a, 'there');
   const data = back.frames.total - back.frames.zero;
-  t.ok(back.frames.cache > data * 0.8, `${back.frames.cache} of ${data} frames from the cache`);
-  t.ok(back.bytes.wire < cold.bytes.wire / 4, `${back.bytes.wire} bytes, ${cold.bytes.wire} at first`);
+  t.ok(back.frames.cache > data * 0.65, `${back.frames.cache} of ${data} frames from the cache`);
+  t.ok(back.bytes.wire < cold.bytes.wire / 2, `${back.bytes.wire} bytes, ${cold.bytes.wire} at first`);
 
   // again, with agents that were killed meanwhile: cache and history are on disk
   await kept(b, 'there');
   await Promise.all([a.restart(), b.restart()]);
   const again = await moved(t, a, b, 'there');
-  t.ok(again.frames.cache > data * 0.8, `${again.frames.cache} of ${data} frames from the cache of before`);
+  t.ok(again.frames.cache > data * 0.65, `${again.frames.cache} of ${data} frames from the cache of before`);
   const { used, pinned, lost } = await b.client.cacheInfo();
   t.ok(used > data * 0.8 && !lost, `${used} pages`);
   t.equal(pinned, 0, 'nothing is pinned once it is over');
