@@ -61,8 +61,17 @@ export const ERROR_CODES = {
     hint: 'Remove the cache file, or configure another path; it only holds copies, and is made anew.',
   },
   PT_NO_CACHE: { status: 409, hint: 'Set cache.size in the configuration of the agent.' },
+  // trust between hosts
+  PT_FILE_EXISTS: { status: 409, hint: 'Choose another folder, or move the files there away.' },
+  PT_BAD_CERTIFICATE: { status: 400, hint: 'Make it anew with `pagetide cluster add-host`; see docs/security.md.' },
+  PT_PEER_UNTRUSTED: {
+    status: 403,
+    hint: 'Every agent needs a certificate that `pagetide cluster add-host` made from the same cluster; see docs/security.md.',
+  },
   // domains
-  PT_DOMAIN_UNKNOWN: { status: 404, hint: 'Grant the domain to that host first.' },
+  PT_DOMAIN_UNKNOWN: { status: 404, hint: '`pagetide domain list` shows the domains of an agent; grant it there.' },
+  PT_DOMAIN_EXISTS: { status: 409, hint: 'Choose another name, or remove the domain that has it.' },
+  PT_DOMAIN_IN_USE: { status: 409, hint: 'Remove its guests first, or move them away.' },
   PT_DOMAIN_SECRET: {
     status: 409,
     hint: 'Two domains have the same name: remove one, and grant the other to both hosts.',

@@ -8,6 +8,7 @@ import { dirname, join, resolve } from 'node:path';
 import { parseDocument } from 'yaml';
 import { z } from 'zod';
 import { asPagetideError, PagetideError } from '../errors.ts';
+import { HOST_FILES } from '../trust/pem-files.ts';
 import { parseListen, type ListenAddress } from './listen-address.ts';
 import { checkSocketPath, controlSocket, defaultState, MAX_SOCKET_PATH, NAME_PATTERN } from './names.ts';
 import { parseSize } from './units.ts';
@@ -50,13 +51,19 @@ export const configSchema = z.strictObject({
   listen: z
     .string()
     .default('127.0.0.1:7411')
-    .describe(
-      'Address and port for other agents. Loopback only, as there are no certificates yet. Port 0: any free one.',
-    ),
+    .describe('Address and port for other agents; without `tls` on loopback only. Port 0: any free one.'),
   advertise: z
-    .url({ protocol: /^http$/, error: 'an http:// URL' })
+    .url({ protocol: /^https?$/, error: 'an http:// or https:// URL' })
     .exactOptional()
-    .describe('URL under which other agents reach this one, where it is not that of `listen`.'),
+    .describe('URL under which other agents reach this one, where it is not that of `listen`: https:// with `tls`.'),
+  tls: z
+    .strictObject({
+      ca: path.describe("The cluster's certificate; only agents that have one from it are talked to."),
+      certificate: path.describe("This host's certificate."),
+      key: path.describe('Its key; only the agent’s user may be able to read it.'),
+    })
+    .exactOptional()
+    .describe('Certificates, as `pagetide cluster add-host` makes them, PEM; see security.md. Default: none.'),
   state: path
     .exactOptional()
     .describe(
@@ -160,6 +167,8 @@ export interface ConfigFlags {
   advertise?: string;
   state?: string;
   name?: string;
+  /** Folder that `pagetide cluster add-host` made: stands for `tls`. */
+  certificates?: string | undefined;
 }
 
 /** What of the host the defaults and checks depend on; tests give their own. */
@@ -186,7 +195,12 @@ export function loadConfig(
 ): AgentConfig {
   const given = file === undefined ? {} : readConfig(file);
   const where = file ?? 'the command line';
-  const merged = { ...given, ...Object.fromEntries(Object.entries(flags).filter(([, value]) => value !== undefined)) };
+  const { certificates, ...plain } = flags;
+  const merged = {
+    ...given,
+    ...Object.fromEntries(Object.entries(plain).filter(([, value]: [string, unknown]) => value !== undefined)),
+    ...(certificates === undefined ? {} : { tls: hostFiles(certificates) }),
+  };
   const result = configSchema.safeParse(merged);
   if (!result.success) {
     const text = result.error.issues.map((issue) => {
@@ -232,7 +246,9 @@ function readConfig(file: string): Record<string, unknown> {
 }
 
 function complete(given: ConfigFile, host: ConfigHost): AgentConfig {
-  const listen = parseListen(given.listen);
+  const secure = given.tls !== undefined;
+  const listen = parseListen(given.listen, secure);
+  checkAdvertised(given.advertise, listen, secure);
   const name = given.name ?? nameOf(host.hostname);
   const state = resolve(given.state ?? defaultState(host.env, host.uid));
   const runtimeFolder = resolve(given.runtimeFolder ?? state);
@@ -242,8 +258,42 @@ function complete(given: ConfigFile, host: ConfigHost): AgentConfig {
   checkSocketPath(runtimeFolder + 'x'.repeat(GUEST_SOCKET_ROOM), 'sockets of guests');
   const memoryFolder = resolve(given.memoryFolder ?? `/dev/shm/pagetide-${host.uid}-${name}`);
   checkTmpfs(memoryFolder, host);
+  const { tls: files, ...rest } = given;
+  const tls = files && { ca: resolve(files.ca), certificate: resolve(files.certificate), key: resolve(files.key) };
   const cache = { ...given.cache, ...(given.cache.path === undefined ? {} : { path: resolve(given.cache.path) }) };
-  return { ...given, listen, name, state, runtimeFolder, control, memoryFolder, cache };
+  return {
+    ...rest,
+    ...(tls === undefined ? {} : { tls }),
+    listen,
+    name,
+    state,
+    runtimeFolder,
+    control,
+    memoryFolder,
+    cache,
+  };
+}
+
+/** Other agents must be able to use the URL: what the port speaks, and an address that means this host to them, too. */
+function checkAdvertised(advertise: string | undefined, listen: ListenAddress, secure: boolean): void {
+  if (advertise === undefined) {
+    if (listen.host !== '0.0.0.0' && listen.host !== '::') return;
+    throw new PagetideError('PT_BAD_CONFIG', `listen: ${listen.host} is every address, and so none for other agents`, {
+      hint: 'Say with advertise under which URL they reach this one, e.g. https://host-a:7411.',
+    });
+  }
+  if (advertise.startsWith('https:') === secure) return;
+  throw new PagetideError(
+    'PT_BAD_CONFIG',
+    secure
+      ? `advertise: ${advertise} is not https, and with tls the port speaks nothing else`
+      : `advertise: ${advertise} is https, which needs tls`,
+  );
+}
+
+function hostFiles(folder: string): NonNullable<ConfigFile['tls']> {
+  const { ca, certificate, key } = HOST_FILES;
+  return { ca: join(folder, ca), certificate: join(folder, certificate), key: join(folder, key) };
 }
 
 /** The host's name, as far as it can be an agent's. */

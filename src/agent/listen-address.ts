@@ -1,6 +1,7 @@
 /** The address that an agent's port is bound to. */
-import { BlockList, isIP } from 'node:net';
+import { isIP } from 'node:net';
 import { PagetideError } from '../errors.ts';
+import { isLoopback } from '../trust/agent-url.ts';
 
 export interface ListenAddress {
   /** IPv4 or IPv6, without brackets. */
@@ -9,12 +10,12 @@ export interface ListenAddress {
   port: number;
 }
 
-const loopback = new BlockList();
-loopback.addSubnet('127.0.0.0', 8, 'ipv4');
-loopback.addAddress('::1', 'ipv6');
-
-/** `127.0.0.1:7411`, `[::1]:7411` or `localhost:7411`. Throws `PT_BAD_CONFIG`, also for addresses beyond loopback. */
-export function parseListen(text: string): ListenAddress {
+/**
+ * `127.0.0.1:7411`, `[::1]:7411` or `localhost:7411`.
+ * @param secure the port will speak TLS: without, addresses beyond loopback are refused
+ * @throws PagetideError `PT_BAD_CONFIG`
+ */
+export function parseListen(text: string, secure: boolean): ListenAddress {
   const match = /^(?:\[([0-9a-fA-F:.]+)\]|([^\s:[\]]+)):(\d{1,5})$/.exec(text);
   const given = match?.[1] ?? match?.[2];
   const port = Number(match?.[3]);
@@ -30,16 +31,20 @@ export function parseListen(text: string): ListenAddress {
       hint: 'E.g. 127.0.0.1:7411; a name may stand for several addresses.',
     });
   }
-  if (!loopback.check(host, family === 4 ? 'ipv4' : 'ipv6')) {
-    throw new PagetideError('PT_BAD_CONFIG', `listen: ${host} is not a loopback address`, {
-      hint: 'Agents have no certificates yet, so anyone on the network could take guests: use 127.0.0.1, and a tunnel between hosts.',
-    });
+  if (!secure && !isLoopback(host)) {
+    throw new PagetideError(
+      'PT_BAD_CONFIG',
+      `listen: ${host} is not a loopback address, and there are no certificates`,
+      {
+        hint: 'Without certificates anyone on the network could take guests: give some (`pagetide cluster --help`), or use 127.0.0.1.',
+      },
+    );
   }
   return { host, port };
 }
 
 /** The URL of an address, as other agents need it. */
-export function urlOf(address: ListenAddress): string {
+export function urlOf(address: ListenAddress, secure = false): string {
   const host = isIP(address.host) === 6 ? `[${address.host}]` : address.host;
-  return `http://${host}:${address.port}`;
+  return `${secure ? 'https' : 'http'}://${host}:${address.port}`;
 }

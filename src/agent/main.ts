@@ -3,6 +3,8 @@
  * control socket appears last: who finds it finds an agent that is ready.
  */
 import { mkdir } from 'node:fs/promises';
+import type { Logger } from 'pino';
+import { PagetideError } from '../errors.ts';
 import type { MigrationHost } from '../migration/host.ts';
 import type { SharedPages } from '../migration/shared-pages.ts';
 import { compactOwnership } from '../migration/ownership/index.ts';
@@ -10,6 +12,8 @@ import { WorkerPools } from '../memory/worker-pools.ts';
 import { TagPool } from '../pages/tag-pool.ts';
 import { PageServer } from '../transport/page-server.ts';
 import { PeerClient } from '../transport/peer.ts';
+import { agentUrl } from '../trust/agent-url.ts';
+import { readCredentials, setCredentials, type CredentialFiles, type Credentials } from '../trust/credentials.ts';
 import { Agent } from './agent.ts';
 import { buildApi } from './api/app.ts';
 import { openSharedPages } from './cache.ts';
@@ -17,12 +21,18 @@ import { listenControl } from './api/listen.ts';
 import type { AgentConfig } from './config.ts';
 import { Guests } from './guests.ts';
 import { Journal, type JournalRecord } from './journal.ts';
+import { urlOf } from './listen-address.ts';
 import { createLogger } from './log.ts';
 import { checkRoom } from './room.ts';
 import { testDomains } from './test-domains.ts';
 
 /** A source that is silent for this long has given a destination up that doesn't own the guest yet, milliseconds. */
 const SILENCE_MS = 30_000;
+
+/** Days before its end from which on a certificate is warned about. */
+const SOON_DAYS = 30;
+/** Least time between two lines about refused connections, milliseconds. */
+const REFUSAL_MS = 1_000;
 
 /** A running agent. */
 export interface RunningAgent {
@@ -40,6 +50,9 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     for (const step of undo.splice(0).reverse()) await step();
   };
   try {
+    // first: every thread that is started from here on takes them along
+    setCredentials(config.tls === undefined ? undefined : trusted(config, config.tls, log));
+    undo.push(() => setCredentials(undefined));
     await mkdir(config.runtimeFolder, { recursive: true, mode: 0o700 });
     await mkdir(config.memoryFolder, { recursive: true, mode: 0o700 });
     const journal = await Journal.open(config.state);
@@ -72,6 +85,8 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
       process.kill(process.pid, 'SIGTERM');
     });
 
+    pageServer.onRefused(refusalLog(log));
+
     const url = config.advertise ?? pageServer.address().url;
     const agent = new Agent(
       config,
@@ -92,6 +107,40 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     await close();
     throw error;
   }
+}
+
+/** The agent's certificates, once they are sure to be accepted for the URL that it will have. */
+function trusted(config: AgentConfig, files: CredentialFiles, log: Logger): Credentials {
+  const { own, ...credentials } = readCredentials(files);
+  const url = config.advertise ?? urlOf(config.listen, true);
+  const host = agentUrl(url)?.host ?? '';
+  if (!own.covers(host)) {
+    throw new PagetideError(
+      'PT_BAD_CERTIFICATE',
+      `${files.certificate}: is not for ${host}, which other agents are told`,
+      {
+        hint: `Make it with \`pagetide cluster add-host ${own.name} --address ${host}\`, or set advertise to what it is for.`,
+      },
+    );
+  }
+  const days = Math.floor((own.notAfter.getTime() - Date.now()) / 86_400_000);
+  if (days < SOON_DAYS)
+    log.warn({ certificate: files.certificate, days }, 'the certificate of this host runs out soon');
+  log.info({ identity: own.name, notAfter: own.notAfter }, 'speaks TLS only, with hosts of its cluster');
+  return credentials;
+}
+
+/** Says who was not let in; one line a second at most, as anybody may knock. */
+function refusalLog(log: Logger): (error: PagetideError, from: string) => void {
+  let last = -Infinity;
+  let unsaid = 0;
+  return ({ code, message }, from) => {
+    unsaid++;
+    if (performance.now() - last < REFUSAL_MS) return;
+    log.warn({ code, from, times: unsaid }, `refused a connection: ${message}`);
+    last = performance.now();
+    unsaid = 0;
+  };
 }
 
 interface Parts {

@@ -39,6 +39,10 @@ export function peerUrl(text: string): string {
   } catch {
     // said below
   }
-  if (url?.protocol === 'http:' && url.pathname === '/' && url.search === '' && url.username === '') return url.origin;
-  throw usage(`"${text}" is no URL of an agent`, 'E.g. --to http://127.0.0.1:7412.');
+  const http = url?.protocol === 'http:' || url?.protocol === 'https:';
+  if (url !== undefined && http && url.pathname === '/' && url.search === '' && url.username === '') return url.origin;
+  throw usage(
+    `"${text}" is no URL of an agent`,
+    'E.g. https://host-b:7411, or http://127.0.0.1:7412 on the same host.',
+  );
 }

@@ -5,6 +5,7 @@ import { packageVersion } from '../version.ts';
 import { addAgent } from './commands/agent.ts';
 import { addCache } from './commands/cache.ts';
 import { addCancel } from './commands/cancel.ts';
+import { addCluster } from './commands/cluster.ts';
 import { addDoctor } from './commands/doctor.ts';
 import { addGuest } from './commands/guest.ts';
 import { addManifest } from './commands/manifest.ts';
@@ -40,6 +41,7 @@ export function buildProgram(rest?: readonly string[]): Command {
   addCache(program, context);
   addManifest(program, context);
   addPager(program, context);
+  addCluster(program, context);
   addDoctor(program, context);
   return program;
 }

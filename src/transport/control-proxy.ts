@@ -5,9 +5,9 @@
 import { request as httpRequest, type IncomingHttpHeaders, type IncomingMessage, type ServerResponse } from 'node:http';
 import { pipeline } from 'node:stream';
 import { PagetideError } from '../errors.ts';
-import { VIA_HEADER } from './upgrade.ts';
+import { PEER_HEADER, VIA_HEADER } from './upgrade.ts';
 
-/** Headers that belong to one connection (RFC 9110, 7.6.1), and the one that a client must not forge. */
+/** Headers that belong to one connection (RFC 9110, 7.6.1), and those that a client must not forge. */
 const OWN = new Set([
   'connection',
   'keep-alive',
@@ -19,6 +19,7 @@ const OWN = new Set([
   'transfer-encoding',
   'upgrade',
   VIA_HEADER,
+  PEER_HEADER,
 ]);
 
 function endToEnd(headers: IncomingHttpHeaders): Record<string, string | string[]> {
@@ -37,9 +38,21 @@ export function answerError(response: ServerResponse, error: PagetideError, stat
   response.end(body);
 }
 
-/** Passes one request on, and its answer back. Either side's end ends the other's. */
-export function proxyRequest(request: IncomingMessage, response: ServerResponse, controlSocket: string): void {
-  const headers = { ...endToEnd(request.headers), [VIA_HEADER]: 'port' };
+/**
+ * Passes one request on, and its answer back. Either side's end ends the other's.
+ * @param peer the name in the sender's certificate; undefined on a plain connection
+ */
+export function proxyRequest(
+  request: IncomingMessage,
+  response: ServerResponse,
+  controlSocket: string,
+  peer: string | undefined,
+): void {
+  const headers = {
+    ...endToEnd(request.headers),
+    [VIA_HEADER]: 'port',
+    ...(peer === undefined ? {} : { [PEER_HEADER]: peer }),
+  };
   // A connection each: on a Unix socket it costs little, and one kept alive may be closed just as it is used again.
   const upstream = httpRequest({
     socketPath: controlSocket,

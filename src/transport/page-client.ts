@@ -11,6 +11,7 @@ import { openPageSocket, type PageAddress } from './page-connect.ts';
 import { DirectIo } from './direct-io.ts';
 import type { TappedSocket } from './read-tap.ts';
 import { checkRuns, decodeBatch, encodeBatchRequest, type Batch, type Runs } from './wire-batch.ts';
+import { WireBytes } from './wire-bytes.ts';
 import { MapReader, type MapRuns } from './wire-map.ts';
 import { StateReader, decodeError } from './wire-state.ts';
 import {
@@ -78,6 +79,7 @@ export async function connectPages(options: ConnectOptions): Promise<PageConnect
 export class PageConnection {
   readonly channel: ConnectOptions['channel'];
   readonly #socket: Socket;
+  readonly #bytes: WireBytes;
   readonly #handlers: PageHandlers;
   readonly #pageSize: number;
   readonly #frames: number;
@@ -106,6 +108,7 @@ export class PageConnection {
     const { socket } = tapped;
     this.channel = options.channel;
     this.#socket = socket;
+    this.#bytes = new WireBytes(socket);
     this.#handlers = options.handlers;
     this.#pageSize = options.pageSize;
     this.#frames = options.frames;
@@ -180,10 +183,10 @@ export class PageConnection {
   }
   /** Bytes at the socket, HTTP heads included. */
   get bytesReceived(): number {
-    return this.#socket.bytesRead + (this.#direct?.received ?? 0);
+    return this.#bytes.received + (this.#direct?.received ?? 0);
   }
   get bytesSent(): number {
-    return this.#socket.bytesWritten + (this.#direct?.sent ?? 0);
+    return this.#bytes.sent + (this.#direct?.sent ?? 0);
   }
 
   /**
@@ -362,6 +365,7 @@ export class PageConnection {
     this.#why = error;
     this.#decoder.stop();
     clearInterval(this.#liveness);
+    this.#bytes.look();
     this.#socket.destroy();
   }
 

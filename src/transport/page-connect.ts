@@ -3,6 +3,9 @@ import type { IncomingHttpHeaders } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { Client, type Dispatcher, type buildConnector } from 'undici';
 import { PagetideError, errorFromJson } from '../errors.ts';
+import { credentials as ownCredentials, secureContext, type Credentials } from '../trust/credentials.ts';
+import { trustFailure } from '../trust/identity.ts';
+import { agentUrl } from '../trust/agent-url.ts';
 import {
   FRAMES_HEADER,
   PAGE_PROTOCOL,
@@ -31,6 +34,8 @@ export interface PageAddress {
   frames: number;
   /** Milliseconds for the TCP connection, and then for the answer. 3000 by default. */
   timeoutMs?: number;
+  /** For an https:// URL; those of the process by default. */
+  credentials?: Credentials | undefined;
   /** Gives the attempt up. */
   signal?: AbortSignal;
 }
@@ -44,14 +49,14 @@ export interface PageAddress {
  * `PT_PEER_UNREACHABLE`, `PT_BAD_ARGUMENT`, `PT_CANCELLED` (the signal)
  */
 export async function openPageSocket(address: PageAddress): Promise<TappedSocket> {
-  const { migration, token, channel, timeoutMs = 3_000, signal } = address;
+  const { migration, token, channel, timeoutMs = 3_000, credentials = ownCredentials(), signal } = address;
   if (!isMigrationId(migration)) throw new PagetideError('PT_BAD_ARGUMENT', 'not a migration id');
-  const origin = originOf(address.url);
+  const origin = originOf(address.url, credentials);
   if (signal?.aborted === true) throw cancelled();
   let tapped: TappedSocket | undefined;
   const client = new Client(origin, {
     connect: (target, done) => {
-      tapped = connectTapped(target, READ_BYTES[channel], timeoutMs, done);
+      tapped = connectTapped(target, READ_BYTES[channel], timeoutMs, credentials, done);
     },
     headersTimeout: timeoutMs,
     bodyTimeout: timeoutMs,
@@ -97,9 +102,14 @@ function connectTapped(
   target: buildConnector.Options,
   readBytes: number,
   timeoutMs: number,
+  credentials: Credentials | undefined,
   done: buildConnector.Callback,
 ): TappedSocket {
-  const tapped = new TappedSocket(target.hostname, Number(target.port === '' ? 80 : target.port), readBytes);
+  const secure = target.protocol === 'https:';
+  const port = Number(target.port === '' ? (secure ? 443 : 80) : target.port);
+  // that there are some for https was checked with the URL
+  const context = secure ? secureContext(credentials!) : undefined;
+  const tapped = new TappedSocket(target.hostname.replace(/^\[(.*)\]$/, '$1'), port, readBytes, context);
   const { socket } = tapped;
   const deadline = setTimeout(() => socket.destroy(new Error(`no connection within ${timeoutMs} ms`)), timeoutMs);
   const failed = (error: Error): void => {
@@ -107,7 +117,7 @@ function connectTapped(
     done(error, null);
   };
   socket.once('error', failed);
-  socket.once('connect', () => {
+  socket.once(secure ? 'secureConnect' : 'connect', () => {
     clearTimeout(deadline);
     socket.off('error', failed);
     done(null, socket);
@@ -170,25 +180,27 @@ class UpgradeHandler implements Dispatcher.DispatchHandler {
   }
 
   onResponseError(_controller: Dispatcher.DispatchController, cause: Error): void {
-    this.#reject(unreachable(this.#origin, cause.message, cause));
+    this.#reject(trustFailure(this.#origin, cause) ?? unreachable(this.#origin, cause.message, cause));
   }
 }
 
-/** The origin of an agent's URL. @throws PagetideError `PT_BAD_ARGUMENT` */
-export function originOf(url: string): string {
-  let parsed: URL;
-  try {
-    parsed = new URL(url);
-  } catch (cause) {
-    throw new PagetideError('PT_BAD_ARGUMENT', `${url} is no URL`, {
-      cause,
-      hint: 'An agent’s URL is like http://10.0.0.1:7411.',
+/**
+ * The origin of an agent's URL, once it is sure that this agent may talk there: over TLS with certificates of its own, over
+ * plain HTTP only within the host.
+ * @throws PagetideError `PT_BAD_ARGUMENT`, `PT_PEER_UNTRUSTED`
+ */
+export function originOf(url: string, credentials: Credentials | undefined): string {
+  const parsed = agentUrl(url);
+  if (parsed === undefined) {
+    throw new PagetideError('PT_BAD_ARGUMENT', `${url} is no URL of an agent`, {
+      hint: 'An agent’s URL is like https://host-b:7411, or http://127.0.0.1:7411 on the same host.',
     });
   }
-  if (parsed.protocol !== 'http:') {
-    throw new PagetideError('PT_BAD_ARGUMENT', `${url} is no http URL`, {
-      hint: 'An agent’s URL is like http://10.0.0.1:7411.',
-    });
+  if (parsed.secure && credentials === undefined) {
+    throw new PagetideError('PT_PEER_UNTRUSTED', `${parsed.origin} needs TLS, and this agent has no certificates`);
+  }
+  if (!parsed.secure && !parsed.loopback) {
+    throw new PagetideError('PT_PEER_UNTRUSTED', `${parsed.origin} is another host, and not https`);
   }
   return parsed.origin;
 }
@@ -207,11 +219,12 @@ export function refusal(origin: string, status: number, body: string): PagetideE
 }
 
 export function unreachable(origin: string, why: string, cause?: unknown): PagetideError {
-  return new PagetideError(
-    'PT_PEER_UNREACHABLE',
-    `cannot reach ${origin}: ${why}`,
-    cause === undefined ? {} : { cause },
-  );
+  // a port that speaks TLS ends a plain connection without a word
+  const dropped = origin.startsWith('http:') && (cause as NodeJS.ErrnoException | undefined)?.code === 'UND_ERR_SOCKET';
+  return new PagetideError('PT_PEER_UNREACHABLE', `cannot reach ${origin}: ${why}`, {
+    ...(cause === undefined ? {} : { cause }),
+    ...(dropped ? { hint: 'If that agent has certificates its URL begins with https://.' } : {}),
+  });
 }
 
 export function cancelled(): PagetideError {

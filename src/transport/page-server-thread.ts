@@ -2,10 +2,12 @@
  * The page server, inside its thread: the agent's TCP listener. Requests for page streams become streams; all others go
  * to the control API. Nothing here waits on the main thread to answer a fault.
  */
-import { createServer, type IncomingMessage, type Server } from 'node:http';
+import { createServer, type IncomingMessage, type RequestListener, type Server } from 'node:http';
+import type { Server as SecureServer } from 'node:https';
 import { Socket, type AddressInfo } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { PagetideError, asPagetideError, errorFromJson } from '../errors.ts';
+import { peerIdentity } from '../trust/identity.ts';
 import { BatchPool } from './batch-pool.ts';
 import { answerError, proxyRequest } from './control-proxy.ts';
 import { LiveOffer } from './live-offer.ts';
@@ -13,6 +15,7 @@ import { DemandStream } from './server-demand.ts';
 import { BulkWriter, FillStream } from './server-fill.ts';
 import type { FromThread, PageServerSettings, Request } from './server-messages.ts';
 import { StateStream } from './server-state.ts';
+import { secureListener } from './tls-listener.ts';
 import {
   FRAMES_HEADER,
   PAGE_PROTOCOL,
@@ -32,7 +35,8 @@ const MAX_CONNECTIONS = 1024;
 export class PageServerThread {
   readonly #settings: PageServerSettings;
   readonly #post: (message: FromThread) => void;
-  readonly #server: Server;
+  readonly #server: Server | SecureServer;
+  readonly #closeConnections: () => void;
   readonly #offers = new Map<string, LiveOffer>();
   readonly #pool: BatchPool;
   readonly #writer = new BulkWriter();
@@ -42,13 +46,25 @@ export class PageServerThread {
     this.#settings = settings;
     this.#post = post;
     this.#pool = new BatchPool(settings.batchThreads);
-    this.#server = createServer({ noDelay: true }, (request, response) => {
+    const { credentials, controlSocket } = settings;
+    const listener: RequestListener = (request, response) => {
       if (isPagesPath(request.url ?? '')) {
         answerError(response, new PagetideError('PT_PROTOCOL', 'page streams begin with an HTTP upgrade'), 426);
       } else {
-        proxyRequest(request, response, settings.controlSocket);
+        proxyRequest(request, response, controlSocket, peerIdentity(request.socket));
       }
-    });
+    };
+    if (credentials === undefined) {
+      const server = createServer({ noDelay: true }, listener);
+      this.#server = server;
+      this.#closeConnections = () => server.closeAllConnections();
+    } else {
+      const { server, closeConnections } = secureListener(credentials, listener, (error, from) =>
+        post({ type: 'refused', error: error.toJSON(), from }),
+      );
+      this.#server = server;
+      this.#closeConnections = closeConnections;
+    }
     this.#server.maxConnections = MAX_CONNECTIONS;
     this.#server.on('upgrade', (request, socket, head) => this.#upgrade(request, socket, head));
   }
@@ -125,7 +141,7 @@ export class PageServerThread {
   async #close(): Promise<void> {
     for (const migration of [...this.#offers.keys()]) this.#withdraw(migration);
     const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
-    this.#server.closeAllConnections();
+    this.#closeConnections();
     await Promise.all([closed, this.#pool.close()]);
   }
 

@@ -19,6 +19,7 @@ import {
   type RequestBody,
 } from './server-messages.ts';
 import { WORKER_LIMITS } from '../memory/release-memory.ts';
+import { credentials as ownCredentials, type Credentials } from '../trust/credentials.ts';
 import { isMigrationId } from './upgrade.ts';
 import type { MapRuns } from './wire-map.ts';
 
@@ -34,6 +35,8 @@ export interface PageServerOptions {
   batchThreads?: number;
   /** Milliseconds of silence after which a connection is pinged, 5000 by default; three times that ends it. */
   livenessMs?: number;
+  /** With them the port speaks mutual TLS and nothing else. Those of the process by default. */
+  credentials?: Credentials | undefined;
 }
 
 interface Pending {
@@ -46,13 +49,16 @@ export class PageServer {
   readonly #exited: Promise<void>;
   readonly #pending = new Map<number, Pending>();
   readonly #counters = new Map<string, SharedArrayBuffer>();
+  readonly #scheme: 'http' | 'https';
   #nextId = 1;
   #address = { host: '', port: 0 };
   #ended: PagetideError | undefined;
   #closing: Promise<void> | undefined;
   #onFailure: ((error: PagetideError) => void) | undefined;
+  #onRefused: ((error: PagetideError, from: string) => void) | undefined;
 
   private constructor(settings: PageServerSettings) {
+    this.#scheme = settings.credentials === undefined ? 'http' : 'https';
     this.#worker = new Worker(new URL('../../workers/page-server.js', import.meta.url), {
       workerData: settings,
       name: 'pagetide-pages',
@@ -76,13 +82,13 @@ export class PageServer {
    * @throws PagetideError `PT_PORT_IN_USE`, `PT_NO_PERMISSION`, `PT_BAD_ARGUMENT`
    */
   static async start(options: PageServerOptions): Promise<PageServer> {
-    const { host, port, controlSocket, batchThreads = 1, livenessMs = 5_000 } = options;
+    const { host, port, controlSocket, batchThreads = 1, livenessMs = 5_000, credentials = ownCredentials() } = options;
     if (!Number.isInteger(port) || port < 0 || port > 65535)
       throw new PagetideError('PT_BAD_ARGUMENT', `${port} is no port`);
     if (!Number.isInteger(batchThreads) || batchThreads < 1 || batchThreads > 64) {
       throw new PagetideError('PT_BAD_ARGUMENT', 'batchThreads must be 1 to 64');
     }
-    const server = new PageServer({ host, port, controlSocket, batchThreads, livenessMs });
+    const server = new PageServer({ host, port, controlSocket, batchThreads, livenessMs, credentials });
     const first = await new Promise<FromThread>((resolve, reject) => {
       server.#worker.once('message', resolve);
       void server.#exited.then(() => reject(server.#ended!));
@@ -99,12 +105,17 @@ export class PageServer {
   /** Where it listens, and the URL of that. */
   address(): { host: string; port: number; url: string } {
     const { host, port } = this.#address;
-    return { host, port, url: `http://${host.includes(':') ? `[${host}]` : host}:${port}` };
+    return { host, port, url: `${this.#scheme}://${host.includes(':') ? `[${host}]` : host}:${port}` };
   }
 
   /** Calls back if the thread dies by itself. The agent can't serve any more then. */
   onFailure(callback: (error: PagetideError) => void): void {
     this.#onFailure = callback;
+  }
+
+  /** Calls back for each connection that was not let in, with the address that it came from. */
+  onRefused(callback: (error: PagetideError, from: string) => void): void {
+    this.#onRefused = callback;
   }
 
   /**
@@ -215,6 +226,7 @@ export class PageServer {
   }
 
   #receive(message: FromThread): void {
+    if (message.type === 'refused') this.#onRefused?.(errorFromJson(message.error), message.from);
     if (message.type !== 'reply') return;
     const pending = this.#pending.get(message.id);
     this.#pending.delete(message.id);

@@ -2,9 +2,12 @@
 import type { Socket } from 'node:net';
 import { Pool, buildConnector, errors as undiciErrors } from 'undici';
 import { PagetideError, asPagetideError } from '../errors.ts';
+import { credentials as ownCredentials, secureContext, type Credentials } from '../trust/credentials.ts';
+import { peerIdentity, trustFailure } from '../trust/identity.ts';
 import type { CompletionFigures, IncomingStatus, PrepareRequest } from '../migration/types.ts';
 import { originOf, refusal, unreachable } from './page-connect.ts';
 import { isMigrationId } from './upgrade.ts';
+import { WireBytes } from './wire-bytes.ts';
 
 /** Bytes of an answer. */
 const MAX_ANSWER = 1 << 20;
@@ -26,6 +29,8 @@ export interface PeerOptions {
   answerMs?: number;
   /** Milliseconds for prepare, load and take-over, which wait for a VMM. 120 000 by default. */
   workMs?: number;
+  /** For an https:// URL; those of the process by default. */
+  credentials?: Credentials | undefined;
 }
 
 interface CallOptions {
@@ -42,17 +47,23 @@ export class PeerClient {
   readonly #pool: Pool;
   readonly #answerMs: number;
   readonly #workMs: number;
-  readonly #live = new Set<Socket>();
+  readonly #live = new Set<WireBytes>();
+  #identity: string | undefined;
   #received = 0;
   #sent = 0;
 
-  /** @throws PagetideError `PT_BAD_ARGUMENT` where `url` is none */
+  /** @throws PagetideError `PT_BAD_ARGUMENT` where `url` is none, `PT_PEER_UNTRUSTED` where this agent may not talk there */
   constructor(url: string, options: PeerOptions = {}) {
-    const { connectMs = 3_000, answerMs = 10_000, workMs = 120_000 } = options;
-    this.origin = originOf(url);
+    const { connectMs = 3_000, answerMs = 10_000, workMs = 120_000, credentials = ownCredentials() } = options;
+    this.origin = originOf(url, credentials);
     this.#answerMs = answerMs;
     this.#workMs = workMs;
-    const connect = buildConnector({ timeout: connectMs });
+    const secure = this.origin.startsWith('https:') && credentials !== undefined;
+    const connect = buildConnector({
+      timeout: connectMs,
+      // a session that is resumed shows no certificate, and is not verified again
+      ...(secure ? { secureContext: secureContext(credentials), maxCachedSessions: 0 } : {}),
+    });
     this.#pool = new Pool(this.origin, {
       // a status or an abort must not wait behind a call that waits for a VMM
       connections: 4,
@@ -63,6 +74,13 @@ export class PeerClient {
             return;
           }
           this.#watch(socket);
+          try {
+            this.#identity = peerIdentity(socket);
+          } catch (untrusted) {
+            socket.destroy();
+            done(untrusted as Error, null);
+            return;
+          }
           done(null, socket);
         });
       },
@@ -74,13 +92,18 @@ export class PeerClient {
     });
   }
 
+  /** The name in the other agent's certificate, as of the last connection; undefined before, and over plain HTTP. */
+  get identity(): string | undefined {
+    return this.#identity;
+  }
+
   /** Bytes at the sockets so far, HTTP heads included. */
   get bytes(): { received: number; sent: number } {
     let received = this.#received;
     let sent = this.#sent;
-    for (const socket of this.#live) {
-      received += socket.bytesRead;
-      sent += socket.bytesWritten;
+    for (const live of this.#live) {
+      received += live.received;
+      sent += live.sent;
     }
     return { received, sent };
   }
@@ -169,6 +192,7 @@ export class PeerClient {
         throw new PagetideError('PT_PEER_FAILED', `${this.origin} answered more than ${MAX_ANSWER} bytes`);
       pieces.push(piece);
     }
+    for (const live of this.#live) live.look();
     const text = Buffer.concat(pieces).toString('utf8');
     if (answer.statusCode < 200 || answer.statusCode > 299) throw refusal(this.origin, answer.statusCode, text);
     if (text === '') return undefined;
@@ -182,16 +206,19 @@ export class PeerClient {
   #explain(error: unknown, signal: AbortSignal | undefined): PagetideError {
     if (error instanceof PagetideError) return error;
     if (signal?.aborted === true) return new PagetideError('PT_CANCELLED', 'the call was given up', { cause: error });
+    const untrusted = trustFailure(this.origin, error);
+    if (untrusted !== undefined) return untrusted;
     const late = error instanceof Error && error.name === 'TimeoutError';
     return unreachable(this.origin, late ? 'no answer in time' : asPagetideError(error).message, error);
   }
 
   #watch(socket: Socket): void {
-    this.#live.add(socket);
+    const bytes = new WireBytes(socket);
+    this.#live.add(bytes);
     socket.once('close', () => {
-      this.#live.delete(socket);
-      this.#received += socket.bytesRead;
-      this.#sent += socket.bytesWritten;
+      this.#live.delete(bytes);
+      this.#received += bytes.received;
+      this.#sent += bytes.sent;
     });
   }
 }

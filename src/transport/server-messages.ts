@@ -1,5 +1,6 @@
 /** Every message between the agent's main thread and the page server's thread. */
 import type { ErrorJson } from '../errors.ts';
+import type { Credentials } from '../trust/credentials.ts';
 
 /** One file of guest memory, as the page server reads it. */
 export interface OfferedFile {
@@ -31,6 +32,8 @@ export interface PageServerSettings {
   batchThreads: number;
   /** Milliseconds without a sign of life after which a connection is pinged; three times that ends it. */
   livenessMs: number;
+  /** With them the port speaks mutual TLS and nothing else. Never logged. */
+  credentials: Credentials | undefined;
 }
 
 /** Requests of the main thread; each is answered by a {@link Reply} with the same `id`. */
@@ -52,9 +55,12 @@ export interface Reply {
   error?: ErrorJson;
 }
 
-/** What the thread says: `listening` or `failed` once, then replies. */
+/** What the thread says: `listening` or `failed` once, then replies, and who was not let in. */
 export type FromThread =
-  { type: 'listening'; host: string; port: number } | { type: 'failed'; error: ErrorJson } | Reply;
+  | { type: 'listening'; host: string; port: number }
+  | { type: 'failed'; error: ErrorJson }
+  | { type: 'refused'; error: ErrorJson; from: string }
+  | Reply;
 
 /** Index of each counter in an offer's shared Float64Array. Written by the page server's thread only. */
 export const Counter = {

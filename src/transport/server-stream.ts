@@ -5,6 +5,7 @@ import { DirectIo } from './direct-io.ts';
 import type { LiveOffer, OfferStream } from './live-offer.ts';
 import { Counter } from './server-messages.ts';
 import { encodeError } from './wire-state.ts';
+import { WireBytes } from './wire-bytes.ts';
 import { FrameDecoder, FrameType, encodeFrame, type Channel } from './wire.ts';
 
 /** Quiet intervals after which a connection is given up; it is pinged after the first. */
@@ -24,7 +25,11 @@ export abstract class ServerStream implements OfferStream {
   protected direct: DirectIo | undefined;
   readonly #decoder: FrameDecoder;
   readonly #liveness: NodeJS.Timeout;
+  readonly #bytes: WireBytes;
+  /** Under TLS what leaves is known only when it has; else it is counted as it is sent. */
+  readonly #secure: boolean;
   #seenIn = 0;
+  #seenOut = 0;
   #quiet = 0;
   /** What had left the process at the last look; see {@link #look}. */
   #flushed = 0;
@@ -41,8 +46,11 @@ export abstract class ServerStream implements OfferStream {
         else if (type !== FrameType.Pong) this.take(stream, argument, buffer, offset, length);
       },
     );
-    offer.count(Counter.bytesOut, socket.bytesWritten);
-    this.#seenIn = socket.bytesRead;
+    this.#bytes = new WireBytes(socket);
+    this.#secure = 'encrypted' in socket;
+    this.#seenOut = this.#bytes.sent;
+    offer.count(Counter.bytesOut, this.#seenOut);
+    this.#seenIn = this.#bytes.received;
     offer.count(Counter.bytesIn, this.#seenIn);
     socket.setNoDelay(true);
     socket.setTimeout(0);
@@ -84,10 +92,29 @@ export abstract class ServerStream implements OfferStream {
   }
 
   protected send(frame: Uint8Array, written?: () => void): void {
+    if (this.#secure) {
+      // how much it is below TLS is known when it has been given to the kernel
+      this.socket.write(
+        frame,
+        written === undefined
+          ? this.#countSent
+          : () => {
+              this.#countSent();
+              written();
+            },
+      );
+      return;
+    }
     this.offer.counters[Counter.bytesOut]! += frame.length;
     if (written === undefined) this.socket.write(frame);
     else this.socket.write(frame, written);
   }
+
+  readonly #countSent = (): void => {
+    const { sent } = this.#bytes;
+    this.offer.counters[Counter.bytesOut]! += sent - this.#seenOut;
+    this.#seenOut = sent;
+  };
 
   /** Sends a frame that isn't the channel's bulk. A channel that writes its frames in slices puts it between two. */
   protected control(frame: Uint8Array): void {
@@ -118,7 +145,7 @@ export abstract class ServerStream implements OfferStream {
   }
 
   #read(chunk: Buffer): void {
-    const read = this.socket.bytesRead;
+    const read = this.#bytes.received;
     this.offer.counters[Counter.bytesIn]! += read - this.#seenIn;
     this.#seenIn = read;
     this.#feed(chunk, 0);
@@ -153,8 +180,9 @@ export abstract class ServerStream implements OfferStream {
     this.#decoder.stop();
     clearInterval(this.#liveness);
     // a refused or cut connection may have been read without a 'data' event
-    this.offer.count(Counter.bytesIn, this.socket.bytesRead - this.#seenIn);
-    this.#seenIn = this.socket.bytesRead;
+    const read = this.#bytes.received;
+    this.offer.count(Counter.bytesIn, read - this.#seenIn);
+    this.#seenIn = read;
     this.offer.remove(this);
     this.gone();
   }

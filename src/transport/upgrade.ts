@@ -13,6 +13,8 @@ export const PAGE_SIZE_HEADER = 'pagetide-page-size';
 export const FRAMES_HEADER = 'pagetide-frames';
 /** Marks a request that came over the port for the control API, which trusts its Unix socket more. */
 export const VIA_HEADER = 'x-pagetide-via';
+/** Beside {@link VIA_HEADER}: the name in the certificate of whoever sent the request; absent on a plain connection. */
+export const PEER_HEADER = 'x-pagetide-peer';
 
 const PATH = '/v1/pages/';
 

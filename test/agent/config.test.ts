@@ -77,7 +77,7 @@ void t.test('refused, with the field and before anything is made', (t) => {
     ['fill: { bandwidth: fast }', /fill\.bandwidth/],
     ['timeouts: { peerMs: 0 }', /timeouts\.peerMs/],
     ['log: { level: loud }', /log\.level/],
-    ['advertise: "https://x"', /advertise/],
+    ['advertise: "https://x"', /needs tls/],
     ['listen: 0.0.0.0:7411', /listen: 0\.0\.0\.0 is not a loopback address/],
     ['listen: "[::]:7411"', /loopback/],
     ['listen: 10.1.2.3:7411', /loopback/],

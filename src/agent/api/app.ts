@@ -3,7 +3,7 @@
  * the port passes requests on to it, marked with the header `x-pagetide-via: port`.
  */
 import swagger from '@fastify/swagger';
-import { fastify, LogController, type FastifyBaseLogger, type FastifyInstance } from 'fastify';
+import { fastify, LogController, type FastifyBaseLogger, type FastifyInstance, type FastifyRequest } from 'fastify';
 import {
   jsonSchemaTransform,
   jsonSchemaTransformObject,
@@ -22,6 +22,10 @@ export const BODY_LIMIT = 1024 * 1024;
 const API_VERSION = '1';
 /** Set by the port's thread, to any value, on requests that came over TCP. */
 export const VIA_HEADER = 'x-pagetide-via';
+/** Beside it: the name in the sender's certificate; absent where the port speaks plain HTTP. Only the port's thread can set it. */
+export const PEER_HEADER = 'x-pagetide-peer';
+/** The part of the API that other hosts may use. */
+export const BETWEEN_AGENTS = 'between agents';
 
 export interface ApiOptions {
   /** Gets failures and, at level `debug`, every request. Nothing is logged without. */
@@ -34,6 +38,8 @@ declare module 'fastify' {
   interface FastifyRequest {
     /** It came over the port rather than the control socket. */
     viaPort: boolean;
+    /** The sender's name, from its certificate; undefined on the control socket and over plain HTTP. */
+    peer: string | undefined;
   }
 }
 
@@ -60,9 +66,12 @@ export function buildApi(service: AgentService, options: ApiOptions = {}): Fasti
   handleErrors(app);
 
   app.decorateRequest('viaPort', false);
+  app.decorateRequest('peer', undefined);
   app.addHook('onRequest', (request, _reply, done) => {
     request.viaPort = request.headers[VIA_HEADER] !== undefined;
-    done(refuseBrowsers(request.headers));
+    const peer = request.headers[PEER_HEADER];
+    request.peer = request.viaPort && typeof peer === 'string' ? peer : undefined;
+    done(refuseBrowsers(request.headers) ?? refuseOperators(request));
   });
   app.addHook('onResponse', (request, reply, done) => {
     const { method, url, viaPort } = request;
@@ -94,7 +103,7 @@ export function buildApi(service: AgentService, options: ApiOptions = {}): Fasti
         { name: 'guests', description: 'Guests on this host' },
         { name: 'cache', description: 'The shared-page cache' },
         { name: 'migrations', description: 'Migrations, as an operator sees them' },
-        { name: 'between agents', description: 'What the two sides of a migration tell each other' },
+        { name: BETWEEN_AGENTS, description: 'What the two sides of a migration tell each other' },
       ],
     },
     transform: jsonSchemaTransform,
@@ -106,6 +115,18 @@ export function buildApi(service: AgentService, options: ApiOptions = {}): Fasti
     done();
   });
   return app;
+}
+
+/**
+ * Another host of the cluster is not an operator: a certificate lets it take part in migrations, not end this host's
+ * guests. Where the port speaks plain HTTP there is no telling who asks, and all are users of this host.
+ */
+function refuseOperators({ peer, routeOptions }: FastifyRequest): PagetideError | undefined {
+  const tags = (routeOptions.schema as { tags?: readonly string[] } | undefined)?.tags;
+  if (peer === undefined || tags?.includes(BETWEEN_AGENTS) === true) return undefined;
+  return new PagetideError('PT_NO_PERMISSION', `${peer} is a host, and this is for operators`, {
+    hint: 'Use the control socket on this host.',
+  });
 }
 
 /**

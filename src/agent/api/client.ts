@@ -200,6 +200,11 @@ function parseAddress(address: string): Target {
   if (url?.protocol === 'http:' && url.hostname !== '' && (url.pathname === '/' || url.pathname === '')) {
     return { host: url.hostname.replace(/^\[(.*)\]$/, '$1'), port: Number(url.port === '' ? 80 : url.port) };
   }
+  if (url?.protocol === 'https:') {
+    throw new PagetideError('PT_BAD_ARGUMENT', `${address.slice(0, 200)} speaks only with agents of its cluster`, {
+      hint: 'Operators use the control socket on that host: unix:PATH, or ssh there.',
+    });
+  }
   throw new PagetideError('PT_BAD_ARGUMENT', `"${address.slice(0, 200)}" is no address of an agent`, {
     hint: 'E.g. http://127.0.0.1:7411 or unix:/var/lib/pagetide/control.sock.',
   });

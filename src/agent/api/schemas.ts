@@ -30,8 +30,8 @@ export const migrationId = z
 export const epoch = z.int().min(0).meta({ description: 'Grows with every change of owner of the guest.' });
 const driver = z.enum(['embedded', 'qemu']);
 const mode = z.enum(['post-copy']);
-/** Agents speak plain HTTP on loopback as long as there are no certificates. */
-export const agentUrl = z.url({ protocol: /^http$/, error: 'an http:// URL of an agent' }).max(1024);
+/** Plain HTTP only within one host; that is checked where the connection is made. */
+export const agentUrl = z.url({ protocol: /^https?$/, error: 'an http:// or https:// URL of an agent' }).max(1024);
 
 const errorCodes = Object.keys(ERROR_CODES) as [ErrorCode, ...ErrorCode[]];
 export const errorJson = z
