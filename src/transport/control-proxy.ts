@@ -51,6 +51,9 @@ export function proxyRequest(
   const headers = {
     ...endToEnd(request.headers),
     [VIA_HEADER]: 'port',
+    // The API must not close first: an answer that comes at once would meet the end of the request, an empty write, with
+    // EPIPE, and be lost. Without an agent that keeps it, this end closes the connection when the answer is there.
+    connection: 'keep-alive',
     ...(peer === undefined ? {} : { [PEER_HEADER]: peer }),
   };
   // A connection each: on a Unix socket it costs little, and one kept alive may be closed just as it is used again.

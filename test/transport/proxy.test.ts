@@ -108,6 +108,18 @@ void t.test('request bodies stream, piece by piece', async (t) => {
   t.equal(await bodyOf(((await once(sending, 'response')) as [IncomingMessage])[0]), 'done');
 });
 
+void t.test('an answer that comes at once is not lost', async (t) => {
+  const { url } = await port(t, (asked, answer) => {
+    void bodyOf(asked).then((body) => answer.end(body));
+  });
+  const lost: string[] = [];
+  for (let i = 0; i < 300; i++) {
+    const text = await (await fetch(`${url}/v1/x`, { method: 'POST', body: `{"n":${i}}` })).text();
+    if (text !== `{"n":${i}}`) lost.push(text);
+  }
+  t.same(lost, []);
+});
+
 void t.test('a client that goes away ends the request behind', async (t) => {
   const asked = deferred();
   const gone = deferred();
