@@ -72,6 +72,7 @@ export const ERROR_CODES = {
   PT_DOMAIN_UNKNOWN: { status: 404, hint: '`pagetide domain list` shows the domains of an agent; grant it there.' },
   PT_DOMAIN_EXISTS: { status: 409, hint: 'Choose another name, or remove the domain that has it.' },
   PT_DOMAIN_IN_USE: { status: 409, hint: 'Remove its guests first, or move them away.' },
+  PT_DOMAIN_ELSEWHERE: { status: 409, hint: 'Only the agent that made a domain grants and revokes it: ask that one.' },
   PT_DOMAIN_SECRET: {
     status: 409,
     hint: 'Two domains have the same name: remove one, and grant the other to both hosts.',

@@ -12,7 +12,10 @@ import type { MigrationHost } from '../migration/host.ts';
 import { OutgoingMigration } from '../migration/outgoing.ts';
 import { describe } from '../migration/ownership/index.ts';
 import type { CompletionFigures, IncomingStatus, MigrationInfo, PrepareRequest } from '../migration/types.ts';
+import { DomainService, type DomainUse } from '../domains/service.ts';
+import type { DomainStore } from '../domains/store.ts';
 import type { Kept } from '../pages/keep-task.ts';
+import { PeerClient } from '../transport/peer.ts';
 import { cachePath } from './cache.ts';
 import { CacheService } from './cache-service.ts';
 import type { AgentConfig } from './config.ts';
@@ -40,6 +43,7 @@ const ARRIVAL_MS = 2_000;
 
 export class Agent implements AgentService {
   readonly migrations: Migrations;
+  readonly domains: DomainService;
   readonly #config: AgentConfig;
   readonly #host: MigrationHost;
   readonly #guests: Guests;
@@ -51,12 +55,31 @@ export class Agent implements AgentService {
   readonly #watchers = new Set<() => void>();
   readonly #memory = new MemoryReleaser(() => this.#isIdle(), true);
 
-  constructor(config: AgentConfig, host: MigrationHost, guests: Guests, journal: Journal, log: Logger) {
+  /** @param identity the name in this host's certificate, where it has one */
+  constructor(
+    config: AgentConfig,
+    host: MigrationHost,
+    guests: Guests,
+    journal: Journal,
+    store: DomainStore,
+    identity: string | undefined,
+    log: Logger,
+  ) {
     this.#config = config;
     this.#host = host;
     this.#guests = guests;
     this.#cache = new CacheService(host.shared, guests, cachePath(config));
     this.migrations = new Migrations(host, guests, journal, log);
+    this.domains = new DomainService({
+      store,
+      url: host.url,
+      identity,
+      control: config.control,
+      contactMs: config.domains.contactMs,
+      uses: (domain) => this.#uses(domain),
+      connect: (url, whom) => new PeerClient(url, { ...whom, answerMs: config.timeouts.peerMs }),
+      log,
+    });
     this.migrations.onChange(() => {
       this.#countEnds();
       if (this.#isIdle()) this.#memory.ended();
@@ -238,6 +261,12 @@ export class Agent implements AgentService {
     }
   }
 
+  #uses(domain: string): DomainUse {
+    const guests = this.#guests.all().filter(({ vmm }) => vmm.record.domain === domain);
+    const under = this.migrations.all().filter((machine) => !machine.ended && domainOf(machine) === domain);
+    return { guests: guests.map(({ name }) => name), migrations: under.map((machine) => machine.state.guest ?? '?') };
+  }
+
   #checkDomain({ domain }: GuestRequest): void {
     if (domain === undefined || this.#host.shared.domain(domain) !== undefined) return;
     throw new PagetideError('PT_DOMAIN_UNKNOWN', `there is no domain '${domain}' on this host`);
@@ -312,6 +341,10 @@ export class Agent implements AgentService {
       this.#metrics.faults.inc({ from: 'source' }, info.report.faults.count);
     }
   }
+}
+
+function domainOf(machine: OutgoingMigration | IncomingMigration): string | undefined {
+  return machine instanceof OutgoingMigration ? machine.details.vmm.domain : machine.details.request?.domain?.name;
 }
 
 /** Nothing more will change: ended, or stopped by an alarm. */

@@ -126,6 +126,16 @@ export const configSchema = z.strictObject({
     })
     .prefault({})
     .describe('The shared-page cache: pages that guests of one domain have in common, see docs/cache.md.'),
+  domains: z
+    .strictObject({
+      contactMs: millis
+        .default(60_000)
+        .describe(
+          'Milliseconds between two rounds in which the agent asks those that granted it domains whether it still has them, and tells hosts that were away what was revoked.',
+        ),
+    })
+    .prefault({})
+    .describe('Domains, see security.md.'),
   timeouts: z
     .strictObject({
       prepareMs: millis.default(60_000).describe('For the destination to get ready, VMM started.'),

@@ -1,12 +1,14 @@
 /**
- * Starts an agent, in this order: lock and journal, cache, guests, page server (the port), migrations, control socket. The
+ * Starts an agent, in this order: lock and journal, domains, cache, guests, page server (the port), migrations, control socket. The
  * control socket appears last: who finds it finds an agent that is ready.
  */
 import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
 import type { Logger } from 'pino';
 import { PagetideError } from '../errors.ts';
 import type { MigrationHost } from '../migration/host.ts';
 import type { SharedPages } from '../migration/shared-pages.ts';
+import { DomainStore } from '../domains/store.ts';
 import { compactOwnership } from '../migration/ownership/index.ts';
 import { WorkerPools } from '../memory/worker-pools.ts';
 import { TagPool } from '../pages/tag-pool.ts';
@@ -24,7 +26,6 @@ import { Journal, type JournalRecord } from './journal.ts';
 import { urlOf } from './listen-address.ts';
 import { createLogger } from './log.ts';
 import { checkRoom } from './room.ts';
-import { testDomains } from './test-domains.ts';
 
 /** A source that is silent for this long has given a destination up that doesn't own the guest yet, milliseconds. */
 const SILENCE_MS = 30_000;
@@ -51,7 +52,8 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
   };
   try {
     // first: every thread that is started from here on takes them along
-    setCredentials(config.tls === undefined ? undefined : trusted(config, config.tls, log));
+    const trust = config.tls === undefined ? undefined : trusted(config, config.tls, log);
+    setCredentials(trust);
     undo.push(() => setCredentials(undefined));
     await mkdir(config.runtimeFolder, { recursive: true, mode: 0o700 });
     await mkdir(config.memoryFolder, { recursive: true, mode: 0o700 });
@@ -59,8 +61,10 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     undo.push(() => journal.close());
     await journal.compact(compact);
 
-    const pages = openSharedPages(config, testDomains(process.env), log);
+    const domains = await DomainStore.open(join(config.state, 'domains'), log);
+    const pages = openSharedPages(config, domains, log);
     undo.push(() => pages.close());
+    await domains.eraseRest();
 
     const guests = new Guests(config, journal, log);
     undo.push(() => guests.close());
@@ -93,6 +97,8 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
       migrationHost(config, { guests, journal, pools, tagPool, shared: pages.shared, pageServer, url, log }),
       guests,
       journal,
+      domains,
+      trust?.name,
       log,
     );
     undo.push(() => agent.migrations.close());
@@ -101,6 +107,8 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     const api = buildApi(agent, { logger: log });
     undo.push(() => api.close());
     await listenControl(api, config.control);
+    agent.domains.start();
+    undo.push(() => agent.domains.close());
     log.info({ url, control: config.control, state: config.state }, 'agent is ready');
     return { close, url };
   } catch (error) {
@@ -110,7 +118,7 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
 }
 
 /** The agent's certificates, once they are sure to be accepted for the URL that it will have. */
-function trusted(config: AgentConfig, files: CredentialFiles, log: Logger): Credentials {
+function trusted(config: AgentConfig, files: CredentialFiles, log: Logger): Credentials & { name: string } {
   const { own, ...credentials } = readCredentials(files);
   const url = config.advertise ?? urlOf(config.listen, true);
   const host = agentUrl(url)?.host ?? '';
@@ -127,7 +135,7 @@ function trusted(config: AgentConfig, files: CredentialFiles, log: Logger): Cred
   if (days < SOON_DAYS)
     log.warn({ certificate: files.certificate, days }, 'the certificate of this host runs out soon');
   log.info({ identity: own.name, notAfter: own.notAfter }, 'speaks TLS only, with hosts of its cluster');
-  return credentials;
+  return { ...credentials, name: own.name };
 }
 
 /** Says who was not let in; one line a second at most, as anybody may knock. */

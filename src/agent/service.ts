@@ -3,6 +3,8 @@
  * the API stand on a fake of it.
  */
 import type { ErrorJson } from '../errors.ts';
+import type { DomainAnswer, DomainCheckIn, DomainOffer, Sender } from '../domains/messages.ts';
+import type { DomainInfo, DomainRemoval } from '../domains/service.ts';
 import type { GuestDescription, GuestStats, MemoryFile, VerifyResult } from '../guests/driver.ts';
 import type { CacheStats } from '../pages/cache.ts';
 import type { Kept } from '../pages/keep-task.ts';
@@ -95,7 +97,24 @@ export interface Check {
   essential?: boolean;
 }
 
+/** Domains: what operators ask, and agents of each other. src/domains/service.ts says what each does. */
+export interface AgentDomains {
+  list(): DomainInfo[];
+  show(name: string): DomainInfo;
+  create(name: string): Promise<DomainInfo>;
+  grant(name: string, to: string): Promise<DomainInfo>;
+  revoke(name: string, host: string): Promise<DomainInfo>;
+  remove(name: string): Promise<DomainRemoval>;
+
+  // between agents; each may be repeated
+  answer(id: string): DomainAnswer;
+  accept(id: string, offer: DomainOffer, sender: Sender): Promise<DomainAnswer>;
+  withdraw(id: string, epoch: number, sender: Sender): Promise<void>;
+  checkIn(id: string, as: string, sender: Sender): DomainCheckIn;
+}
+
 export interface AgentService {
+  readonly domains: AgentDomains;
   info(): AgentInfo;
   doctor(): Promise<Check[]>;
   /** Prometheus text. */

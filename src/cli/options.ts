@@ -1,10 +1,19 @@
 /** Parsers of option values. Each throws `PT_BAD_ARGUMENT`, which the CLI shows as an error of usage. */
-import { checkGuestName } from '../agent/names.ts';
+import { checkGuestName, NAME_PATTERN } from '../agent/names.ts';
 import { parseSize } from '../agent/units.ts';
 import { usage } from './failure.ts';
 
 /** A guest's name. */
 export const guestName = (text: string): string => checkGuestName(text);
+
+/** A domain's name. */
+export function domainName(text: string): string {
+  if (NAME_PATTERN.test(text)) return text;
+  throw usage(
+    `"${text.slice(0, 80)}" cannot be a domain's name`,
+    'Small letters, digits and dashes, 63 at most, beginning with a letter or digit.',
+  );
+}
 
 /** `256M` and the like, in bytes. */
 export function size(text: string): number {

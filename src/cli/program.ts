@@ -7,6 +7,7 @@ import { addCache } from './commands/cache.ts';
 import { addCancel } from './commands/cancel.ts';
 import { addCluster } from './commands/cluster.ts';
 import { addDoctor } from './commands/doctor.ts';
+import { addDomain } from './commands/domain.ts';
 import { addGuest } from './commands/guest.ts';
 import { addManifest } from './commands/manifest.ts';
 import { addMigrate } from './commands/migrate.ts';
@@ -38,6 +39,7 @@ export function buildProgram(rest?: readonly string[]): Command {
   addMigrate(program, context);
   addCancel(program, context);
   addMigrations(program, context);
+  addDomain(program, context);
   addCache(program, context);
   addManifest(program, context);
   addPager(program, context);

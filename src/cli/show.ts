@@ -26,6 +26,7 @@ export function showGuest(guest: GuestInfo): string {
     ['driver', guest.driver],
     ['state', guest.state],
     ['pid', `${guest.pid} (${guest.launched ? 'launched' : 'attached'})`],
+    ['domain', guest.domain ?? 'none: it shares pages with nobody'],
     ['memory', `${formatSize(guest.memory)}, pages of ${formatSize(guest.pageSize)}`],
     ...guest.files.map((file): [string, string] => [`file ${file.id}`, `${file.path}, ${formatSize(file.size)}`]),
   ];

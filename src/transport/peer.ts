@@ -4,6 +4,13 @@ import { Pool, buildConnector, errors as undiciErrors } from 'undici';
 import { PagetideError, asPagetideError } from '../errors.ts';
 import { credentials as ownCredentials, secureContext, type Credentials } from '../trust/credentials.ts';
 import { peerIdentity, trustFailure } from '../trust/identity.ts';
+import {
+  domainAnswer,
+  domainCheckIn,
+  type DomainAnswer,
+  type DomainCheckIn,
+  type DomainOffer,
+} from '../domains/messages.ts';
 import type { CompletionFigures, IncomingStatus, PrepareRequest } from '../migration/types.ts';
 import { originOf, refusal, unreachable } from './page-connect.ts';
 import { isMigrationId } from './upgrade.ts';
@@ -31,6 +38,10 @@ export interface PeerOptions {
   workMs?: number;
   /** For an https:// URL; those of the process by default. */
   credentials?: Credentials | undefined;
+  /** The name that the other agent's certificate must have: a connection to anybody else is given up before anything is said. */
+  expect?: string | undefined;
+  /** The control socket of another agent of this user, instead of its port; `url` is only its name then. */
+  socketPath?: string | undefined;
 }
 
 interface CallOptions {
@@ -55,7 +66,8 @@ export class PeerClient {
   /** @throws PagetideError `PT_BAD_ARGUMENT` where `url` is none, `PT_PEER_UNTRUSTED` where this agent may not talk there */
   constructor(url: string, options: PeerOptions = {}) {
     const { connectMs = 3_000, answerMs = 10_000, workMs = 120_000, credentials = ownCredentials() } = options;
-    this.origin = originOf(url, credentials);
+    const { expect, socketPath } = options;
+    this.origin = socketPath === undefined ? originOf(url, credentials) : url;
     this.#answerMs = answerMs;
     this.#workMs = workMs;
     const secure = this.origin.startsWith('https:') && credentials !== undefined;
@@ -63,8 +75,9 @@ export class PeerClient {
       timeout: connectMs,
       // a session that is resumed shows no certificate, and is not verified again
       ...(secure ? { secureContext: secureContext(credentials), maxCachedSessions: 0 } : {}),
+      ...(socketPath === undefined ? {} : { socketPath }),
     });
-    this.#pool = new Pool(this.origin, {
+    this.#pool = new Pool(socketPath === undefined ? this.origin : 'http://agent', {
       // a status or an abort must not wait behind a call that waits for a VMM
       connections: 4,
       connect: (target, done) => {
@@ -76,6 +89,7 @@ export class PeerClient {
           this.#watch(socket);
           try {
             this.#identity = peerIdentity(socket);
+            checkIdentity(this.origin, this.#identity, expect);
           } catch (untrusted) {
             socket.destroy();
             done(untrusted as Error, null);
@@ -139,6 +153,27 @@ export class PeerClient {
     await this.#call('POST', path, { epoch, figures }, this.#answerMs, options);
   }
 
+  /** Whether the other agent has that domain. */
+  async hasDomain(id: string, options?: CallOptions): Promise<DomainAnswer> {
+    return domainAnswer(await this.#call('GET', grants(id), undefined, this.#answerMs, options), this.origin);
+  }
+
+  /** Gives the other agent a domain with its secret. Only where it is sure who that is. */
+  async giveDomain(id: string, offer: DomainOffer, options?: CallOptions): Promise<DomainAnswer> {
+    return domainAnswer(await this.#call('PUT', grants(id), offer, this.#answerMs, options), this.origin);
+  }
+
+  /** The other agent is to forget a domain, and the pages of it. */
+  async withdrawDomain(id: string, epoch: number, options?: CallOptions): Promise<void> {
+    await this.#call('DELETE', `${grants(id)}?epoch=${epoch}`, undefined, this.#workMs, options);
+  }
+
+  /** Asks the agent that made a domain whether this one, which it calls `as`, still has it. */
+  async checkDomain(id: string, as: string, options?: CallOptions): Promise<DomainCheckIn> {
+    const answer = await this.#call('POST', `${grants(id)}/check-in`, { as }, this.#answerMs, options);
+    return domainCheckIn(answer, this.origin);
+  }
+
   /** Ends the connections; calls under way are rejected. */
   async close(): Promise<void> {
     await this.#pool.destroy();
@@ -155,7 +190,7 @@ export class PeerClient {
   }
 
   async #call(
-    method: 'GET' | 'POST',
+    method: 'GET' | 'POST' | 'PUT' | 'DELETE',
     path: string,
     body: unknown,
     timeoutMs: number,
@@ -176,7 +211,12 @@ export class PeerClient {
     }
   }
 
-  async #once(method: 'GET' | 'POST', path: string, body: unknown, signal: AbortSignal): Promise<unknown> {
+  async #once(
+    method: 'GET' | 'POST' | 'PUT' | 'DELETE',
+    path: string,
+    body: unknown,
+    signal: AbortSignal,
+  ): Promise<unknown> {
     const answer = await this.#pool.request({
       method,
       path,
@@ -221,6 +261,17 @@ export class PeerClient {
       this.#sent += bytes.sent;
     });
   }
+}
+
+function checkIdentity(origin: string, identity: string | undefined, expected: string | undefined): void {
+  if (expected === undefined || identity === expected) return;
+  throw new PagetideError('PT_PEER_UNTRUSTED', `${origin} is ${identity ?? 'nobody known'}, not ${expected}`, {
+    hint: 'Check the address, and that the certificate there is that of the host that is meant.',
+  });
+}
+
+function grants(domain: string): string {
+  return `/v1/domain-grants/${encodeURIComponent(domain)}`;
 }
 
 function checked(migration: string): string {

@@ -1,7 +1,21 @@
 /** Each route calls its method with what was sent, and answers with what that gives. */
 import t from 'tap';
 import { errorFromJson, PagetideError } from '../../src/errors.ts';
-import { cacheInfo, figures, guestInfo, ID, kept, migrationInfo, prepareRequest } from './fake-service.ts';
+import {
+  cacheInfo,
+  DOMAIN,
+  domainAnswer,
+  domainCheckIn,
+  domainInfo,
+  domainOffer,
+  domainRemoval,
+  figures,
+  guestInfo,
+  ID,
+  kept,
+  migrationInfo,
+  prepareRequest,
+} from './fake-service.ts';
 import { startApi, type Sending } from './api-harness.ts';
 
 interface Case {
@@ -45,6 +59,48 @@ const CASES: Case[] = [
     status: 204,
     call: ['removeGuest', 'web1'],
     answer: undefined,
+  },
+  { path: '/v1/domains', call: ['domains.list'], answer: [domainInfo('shop')] },
+  { path: '/v1/domains/shop', call: ['domains.show', 'shop'], answer: domainInfo('shop') },
+  {
+    path: '/v1/domains',
+    sending: { body: { name: 'shop' } },
+    status: 201,
+    call: ['domains.create', 'shop'],
+    answer: { ...domainInfo('shop'), grants: [], guests: [] },
+  },
+  {
+    path: '/v1/domains/shop/grant',
+    sending: { body: { to: 'host-b' } },
+    call: ['domains.grant', 'shop', 'host-b'],
+    answer: domainInfo('shop'),
+  },
+  {
+    path: '/v1/domains/shop/revoke',
+    sending: { body: { host: 'host-b' } },
+    call: ['domains.revoke', 'shop', 'host-b'],
+    answer: domainInfo('shop'),
+  },
+  { path: '/v1/domains/shop', sending: { method: 'DELETE' }, call: ['domains.remove', 'shop'], answer: domainRemoval },
+  { path: `/v1/domain-grants/${DOMAIN}`, call: ['domains.answer', DOMAIN], answer: domainAnswer },
+  {
+    path: `/v1/domain-grants/${DOMAIN}`,
+    sending: { method: 'PUT', body: domainOffer() },
+    call: ['domains.accept', DOMAIN, domainOffer(), null],
+    answer: domainAnswer,
+  },
+  {
+    path: `/v1/domain-grants/${DOMAIN}?epoch=12`,
+    sending: { method: 'DELETE' },
+    status: 204,
+    call: ['domains.withdraw', DOMAIN, 12, null],
+    answer: undefined,
+  },
+  {
+    path: `/v1/domain-grants/${DOMAIN}/check-in`,
+    sending: { body: { as: 'unix:/b.sock' } },
+    call: ['domains.checkIn', DOMAIN, 'unix:/b.sock', null],
+    answer: domainCheckIn,
   },
   { path: '/v1/cache', call: ['cacheInfo'], answer: cacheInfo },
   { path: '/v1/cache', sending: { method: 'DELETE' }, call: ['clearCache'], answer: { erased: 12 } },

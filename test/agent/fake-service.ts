@@ -1,6 +1,8 @@
 /** An AgentService that does nothing but remember what it was asked, and answer what a test wants. */
 import { once, EventEmitter } from 'node:events';
 import { PagetideError } from '../../src/errors.ts';
+import type { DomainAnswer, DomainCheckIn, DomainOffer, Sender } from '../../src/domains/messages.ts';
+import type { DomainInfo, DomainRemoval } from '../../src/domains/service.ts';
 import type { VerifyResult } from '../../src/guests/driver.ts';
 import type {
   CompletionFigures,
@@ -11,6 +13,7 @@ import type {
   PrepareRequest,
 } from '../../src/migration/types.ts';
 import type {
+  AgentDomains,
   AgentInfo,
   AgentService,
   CacheInfo,
@@ -59,6 +62,35 @@ export const cacheInfo: CacheInfo = {
   lost: false,
   chunks: 64,
 };
+
+export const DOMAIN = '0123456789abcdef0123456789abcdef';
+const members = [{ host: 'host-a', url: 'https://host-a:7411' }];
+
+export function domainInfo(name: string): DomainInfo {
+  const waiting = new PagetideError('PT_PEER_UNREACHABLE', 'cannot reach https://host-c:7411').toJSON();
+  return {
+    name,
+    id: DOMAIN,
+    home: null,
+    usable: true,
+    grants: [
+      { host: 'host-b', url: 'https://host-b:7411', state: 'granted' },
+      { host: 'host-c', url: 'https://host-c:7411', state: 'revoking', error: waiting },
+    ],
+    members: [],
+    guests: ['web1'],
+  };
+}
+
+export const domainRemoval: DomainRemoval = { removed: 'shop', told: ['host-b'], waiting: ['host-c'] };
+
+export function domainOffer(): DomainOffer {
+  const home = 'https://host-a:7411';
+  return { name: 'shop', secret: 'ab'.repeat(32), home, as: 'host-b', epoch: 9, members };
+}
+
+export const domainAnswer: DomainAnswer = { made: false, held: true, url: 'https://host-b:7411' };
+export const domainCheckIn: DomainCheckIn = { state: 'granted', members };
 
 export const kept = { pages: 1000, inserted: 900, present: 98, refused: 2 };
 
@@ -190,6 +222,19 @@ export class FakeService implements AgentService {
     this.#promised('abortIncoming', [id, epoch], () => this.#incoming('refused', epoch));
   completeOutgoing = (id: string, epoch: number, sent: CompletionFigures) =>
     this.#promised('completeOutgoing', [id, epoch, sent], () => undefined);
+
+  readonly domains: AgentDomains = {
+    list: () => this.#called('domains.list', [], () => [domainInfo('shop')]),
+    show: (name) => this.#called('domains.show', [name], () => domainInfo(name)),
+    create: (name) => this.#promised('domains.create', [name], () => ({ ...domainInfo(name), grants: [], guests: [] })),
+    grant: (name, to) => this.#promised('domains.grant', [name, to], () => domainInfo(name)),
+    revoke: (name, host) => this.#promised('domains.revoke', [name, host], () => domainInfo(name)),
+    remove: (name) => this.#promised('domains.remove', [name], () => domainRemoval),
+    answer: (id) => this.#called('domains.answer', [id], () => domainAnswer),
+    accept: (id, offer, sender: Sender) => this.#promised('domains.accept', [id, offer, sender], () => domainAnswer),
+    withdraw: (id, epoch, sender: Sender) => this.#promised('domains.withdraw', [id, epoch, sender], () => undefined),
+    checkIn: (id, as, sender: Sender) => this.#called('domains.checkIn', [id, as, sender], () => domainCheckIn),
+  };
 
   async *watchMigration(_id: string, signal: AbortSignal): AsyncGenerator<MigrationInfo> {
     this.watchers++;

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { PagetideError } from '../../src/errors.ts';
 import { startApi } from '../agent/api-harness.ts';
-import { cacheInfo, guestInfo, migrationInfo } from '../agent/fake-service.ts';
+import { cacheInfo, domainInfo, guestInfo, migrationInfo } from '../agent/fake-service.ts';
 import { runCli } from './harness.ts';
 
 void t.test('guests', async (t) => {
@@ -54,6 +54,36 @@ void t.test('guests', async (t) => {
 
   t.match(await runCli(t, ['guest', 'remove', 'vm'], env), { code: 0, stdout: 'vm removed\n' });
   t.same(service.calls.at(-1), ['removeGuest', 'vm']);
+});
+
+void t.test('domains', async (t) => {
+  const { service, socket } = await startApi(t);
+  const env = { PAGETIDE_AGENT: `unix:${socket}` };
+  const cli = (line: string) => runCli(t, line.split(' '), env);
+  const list = await cli('domain list');
+  t.match(list, { code: 0, stderr: '' });
+  t.match(list.stdout, /^NAME +HOME +HOSTS +GUESTS HERE +NOTE\nshop +made here +host-b, host-c \(revoking\) +web1\n$/);
+  t.same(JSON.parse((await cli('domain show shop --json')).stdout), domainInfo('shop'));
+  const show = (await cli('domain show shop')).stdout;
+  t.match(show, /host +host-b at https:\/\/host-b:7411: granted\n/);
+  t.match(show, /host +host-c at .*: revoking, PT_PEER_UNREACHABLE: cannot reach/);
+
+  t.match(await cli('domain create shop'), { code: 0, stdout: /^shop made; / });
+  t.same(service.calls.at(-1), ['domains.create', 'shop']);
+  t.match(await cli('domain grant shop host-b'), { code: 0, stdout: 'shop granted; it is at host-b\n' });
+  t.same(service.calls.at(-1), ['domains.grant', 'shop', 'host-b']);
+  t.match(await cli('domain revoke shop host-c'), {
+    code: 0,
+    stdout: /^host-c has not forgotten shop yet: cannot reach/,
+  });
+  t.match(await cli('domain revoke shop host-d'), { code: 0, stdout: 'host-d has forgotten shop\n' });
+  t.same(service.calls.at(-1), ['domains.revoke', 'shop', 'host-d']);
+  t.match(await cli('domain remove shop'), { stdout: 'shop removed, its pages erased; not reached yet: host-c\n' });
+
+  await cli('guest run web1 --driver embedded --memory 1M --domain shop');
+  t.match(service.calls.at(-1), ['runGuest', { name: 'web1', domain: 'shop' }]);
+  await cli('guest attach vm --driver qemu --qmp /q --domain shop');
+  t.match(service.calls.at(-1), ['attachGuest', { name: 'vm', domain: 'shop' }]);
 });
 
 void t.test('the cache', async (t) => {

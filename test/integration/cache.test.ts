@@ -13,6 +13,7 @@ import {
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { cluster as makeCluster, type Cluster, type TestAgent } from '../support/cluster.ts';
+import { share } from '../support/domains.ts';
 import {
   begin,
   follow,
@@ -28,9 +29,6 @@ import type { MigrationReport } from '../../src/migration/types.ts';
 
 t.setTimeout(300_000);
 
-const DOMAINS = JSON.stringify({ shop: '5e'.repeat(32), other: 'a7'.repeat(32) });
-process.env['PAGETIDE_TEST_DOMAINS'] = DOMAINS;
-
 /** Two guests like that have the same pages, but for what they wrote since. */
 const alike = { memory: '16M', seed: 7, writeRate: 200, readRate: 2000, workingSet: 0.2, threads: 2 };
 
@@ -44,9 +42,11 @@ function clusterOf(t: Test): Cluster {
   return cluster;
 }
 
-function pair(t: Test, cache: Record<string, unknown> = { size: '64M' }): Promise<[TestAgent, TestAgent]> {
+async function pair(t: Test, cache: Record<string, unknown> = { size: '64M' }): Promise<[TestAgent, TestAgent]> {
   const cluster = clusterOf(t);
-  return Promise.all([cluster.agent('a', { cache }), cluster.agent('b', { cache })]);
+  const [a, b] = await Promise.all([cluster.agent('a', { cache }), cluster.agent('b', { cache })]);
+  for (const domain of ['shop', 'other']) await share(domain, a, b);
+  return [a, b];
 }
 
 /** Moves it, and checks everything that any report must keep to. */
@@ -92,6 +92,7 @@ async function underWay(t: Test): Promise<{ a: TestAgent; b: TestAgent; id: stri
   const cluster = clusterOf(t);
   const config = { cache: { size: '64M' }, fill: { bandwidth: 2 * 2 ** 20 } };
   const [a, b] = await Promise.all([cluster.agent('a', { cache: { size: '64M' } }), cluster.agent('b', config)]);
+  await share('shop', a, b);
   await startGuest(a, 'first', alike, 'shop');
   await startGuest(a, 'second', alike, 'shop');
   const id = await begin(a, b, 'first');
@@ -137,6 +138,7 @@ void t.test('guests that are all zero, all alike, or no multiple of a chunk: the
     cluster.agent('a', { cache: { size: '64M' } }),
     cluster.agent('b', { cache: { size: '64M' } }),
   ]);
+  await share('shop', a, b);
   const reading = { ...alike, writeRate: 0 };
   const one = join(cluster.root, 'one-page');
   mkdirSync(one);
@@ -254,11 +256,11 @@ void t.test('files that are not to be used are refused', async (t) => {
 void t.test('both hosts must have the same domain; the guest stays where it is', async (t) => {
   const cluster = clusterOf(t);
   const a = await cluster.agent('a', { cache: { size: '16M' } });
-  process.env['PAGETIDE_TEST_DOMAINS'] = JSON.stringify({ shop: 'ff'.repeat(32) });
   const b = await cluster.agent('b');
-  process.env['PAGETIDE_TEST_DOMAINS'] = JSON.stringify({ other: 'a7'.repeat(32) });
   const c = await cluster.agent('c');
-  process.env['PAGETIDE_TEST_DOMAINS'] = DOMAINS;
+  await share('shop', a);
+  await share('shop', b); // another of that name
+  await share('other', a, c);
   await startGuest(a, 'guest', alike, 'shop');
   for (const [to, code] of [
     [b, 'PT_DOMAIN_SECRET'],

@@ -101,9 +101,10 @@ export function buildApi(service: AgentService, options: ApiOptions = {}): Fasti
       tags: [
         { name: 'host', description: 'The agent and its host' },
         { name: 'guests', description: 'Guests on this host' },
+        { name: 'domains', description: 'Sets of guests that may share pages' },
         { name: 'cache', description: 'The shared-page cache' },
         { name: 'migrations', description: 'Migrations, as an operator sees them' },
-        { name: BETWEEN_AGENTS, description: 'What the two sides of a migration tell each other' },
+        { name: BETWEEN_AGENTS, description: 'What agents tell each other' },
       ],
     },
     transform: jsonSchemaTransform,

@@ -4,6 +4,7 @@
  */
 import { request, type IncomingMessage } from 'node:http';
 import { asPagetideError, errorFromJson, PagetideError } from '../../errors.ts';
+import type { DomainInfo, DomainRemoval } from '../../domains/service.ts';
 import type { VerifyResult } from '../../guests/driver.ts';
 import type { MigrationInfo } from '../../migration/types.ts';
 import type { Kept } from '../../pages/keep-task.ts';
@@ -70,6 +71,33 @@ export class AgentClient {
   async removeGuest(name: string): Promise<void> {
     const path = `/v1/guests/${encodeURIComponent(name)}`;
     await this.#json({ method: 'DELETE', path, timeoutMs: LONG_MS });
+  }
+
+  listDomains(): Promise<DomainInfo[]> {
+    return this.#json({ method: 'GET', path: '/v1/domains' });
+  }
+
+  showDomain(name: string): Promise<DomainInfo> {
+    return this.#json({ method: 'GET', path: `/v1/domains/${encodeURIComponent(name)}` });
+  }
+
+  createDomain(name: string): Promise<DomainInfo> {
+    return this.#json({ method: 'POST', path: '/v1/domains', body: { name } });
+  }
+
+  /** @param to a host's name, an https:// URL, or unix:PATH */
+  grantDomain(name: string, to: string): Promise<DomainInfo> {
+    const path = `/v1/domains/${encodeURIComponent(name)}/grant`;
+    return this.#json({ method: 'POST', path, body: { to }, timeoutMs: LONG_MS });
+  }
+
+  revokeDomain(name: string, host: string): Promise<DomainInfo> {
+    const path = `/v1/domains/${encodeURIComponent(name)}/revoke`;
+    return this.#json({ method: 'POST', path, body: { host }, timeoutMs: LONG_MS });
+  }
+
+  removeDomain(name: string): Promise<DomainRemoval> {
+    return this.#json({ method: 'DELETE', path: `/v1/domains/${encodeURIComponent(name)}`, timeoutMs: LONG_MS });
   }
 
   cacheInfo(): Promise<CacheInfo> {

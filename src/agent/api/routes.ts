@@ -5,6 +5,7 @@ import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import type { AgentService } from '../service.ts';
 import type { EventStreams } from './events.ts';
+import { addDomainRoutes } from './domain-routes.ts';
 import * as s from './schemas.ts';
 
 const nameParams = z.object({ name: s.guestName });
@@ -18,12 +19,13 @@ export function addRoutes(app: FastifyInstance, service: AgentService, events: E
   const typed = app.withTypeProvider<ZodTypeProvider>();
   addHostRoutes(typed, service);
   addGuestRoutes(typed, service);
+  addDomainRoutes(typed, service.domains);
   addCacheRoutes(typed, service);
   addMigrationRoutes(typed, service, events);
   addPeerRoutes(typed, service);
 }
 
-type TypedApp = FastifyInstance<RawServerDefault, IncomingMessage, ServerResponse, FastifyBaseLogger, ZodTypeProvider>;
+export type TypedApp = FastifyInstance<RawServerDefault, IncomingMessage, ServerResponse, FastifyBaseLogger, ZodTypeProvider>;
 
 function addHostRoutes(app: TypedApp, service: AgentService): void {
   const tags = ['host'];

@@ -2,7 +2,7 @@ import { resolve } from 'node:path';
 import { Option, type Command } from 'commander';
 import type { Context } from '../context.ts';
 import { usage } from '../failure.ts';
-import { between, guestName, size, whole } from '../options.ts';
+import { between, domainName, guestName, size, whole } from '../options.ts';
 
 interface Options {
   driver: 'embedded' | 'qemu';
@@ -14,6 +14,7 @@ interface Options {
   fillFrom?: string;
   seed?: number;
   check?: string;
+  domain?: string;
 }
 
 const EMBEDDED = ['memory', 'writeRate', 'workingSet', 'zeroFraction', 'threads', 'fillFrom', 'seed'] as const;
@@ -26,6 +27,7 @@ export function addGuestRun(guest: Command, context: () => Context): void {
     .usage('[options] <name> [-- COMMAND…]')
     .argument('<name>', 'what the guest is to be called', guestName)
     .addOption(new Option('--driver <driver>', 'kind of guest').choices(['embedded', 'qemu']).makeOptionMandatory())
+    .option('--domain <name>', 'the guests that it may share pages with; none: nobody', domainName)
     .option('--memory <size>', 'embedded: memory, e.g. 256M', size)
     .option('--write-rate <n>', 'embedded: pages written a second', between(0, 1e7))
     .option('--working-set <fraction>', 'embedded: part of memory that the workload keeps to', between(0, 1))
@@ -44,7 +46,12 @@ export function addGuestRun(guest: Command, context: () => Context): void {
       const cli = context();
       const driverOptions = options.driver === 'embedded' ? embedded(options, cli) : qemu(options, cli);
       const client = await cli.client();
-      const info = await client.runGuest({ name, driver: options.driver, options: driverOptions });
+      const info = await client.runGuest({
+        name,
+        driver: options.driver,
+        ...(options.domain === undefined ? {} : { domain: options.domain }),
+        options: driverOptions,
+      });
       cli.result(info, () => `${name} runs: pid ${info.pid}`);
     });
 }
