@@ -90,11 +90,10 @@ Napi::Value SetKey(const Napi::CallbackInfo& info) {
 // cacheUseKey(id, domain, key): the key by its number, so that no secret comes by way of JavaScript
 Napi::Value UseKey(const Napi::CallbackInfo& info) {
   auto shared = Find(info);
-  int64_t domain, id;
-  if (!shared || !GetInt(info, 1, 0, UINT32_MAX, &domain) || !GetInt(info, 2, 1, UINT32_MAX, &id))
-    return info.Env().Undefined();
-  auto key = DomainKeys().Find(static_cast<uint32_t>(id));
-  if (!key) return Throw(info.Env(), MakeError(ErrorKind::Internal, "there is no domain key " + std::to_string(id)));
+  int64_t domain;
+  if (!shared || !GetInt(info, 1, 0, UINT32_MAX, &domain)) return info.Env().Undefined();
+  auto key = GetKey(info, 2);
+  if (!key) return info.Env().Undefined();
   Error error = shared->keys.Set(static_cast<uint32_t>(domain), key->bytes(), kDomainKeyBytes);
   return error.ok() ? info.Env().Undefined() : Throw(info.Env(), error);
 }

@@ -40,6 +40,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitTags(env, exports);
   InitWriteTracking(env, exports);
   InitCache(env, exports);
+  InitResident(env, exports);
   return exports;
 }
 

@@ -5,6 +5,7 @@
 
 #include "addon/cache.h"
 #include "addon/registry.h"
+#include "addon/resident.h"
 #include "addon/support.h"
 #include "core/memory.h"
 
@@ -43,6 +44,7 @@ class SessionView : public Napi::ObjectWrap<SessionView> {
                            InstanceMethod<&SessionView::InstallFromFile>("installFromFile"),
                            InstanceMethod<&SessionView::InstallFromArena>("installFromArena"),
                            InstanceMethod<&SessionView::InstallFromCache>("installFromCache"),
+                           InstanceMethod<&SessionView::InstallFromResident>("installFromResident"),
                            InstanceMethod<&SessionView::InstallZero>("installZero"),
                            InstanceMethod<&SessionView::MarkZero>("markZero"),
                            InstanceMethod<&SessionView::Wake>("wake"),
@@ -114,6 +116,15 @@ class SessionView : public Napi::ObjectWrap<SessionView> {
     }
     Throw(info.Env(), MakeError(ErrorKind::Internal, "argument " + std::to_string(index) + " must be a Float64Array"));
     return nullptr;
+  }
+
+  // Once a thread and session.
+  bool MakeScratch(Napi::Env env) {
+    if (scratch_ != nullptr) return true;
+    if (posix_memalign(reinterpret_cast<void**>(&scratch_), 4096, kScratch) == 0) return true;
+    scratch_ = nullptr;
+    Throw(env, SyscallError("posix_memalign", ENOMEM));
+    return false;
   }
 
   static Napi::Value Finish(Napi::Env env, const Installed& result, int32_t* outcome) {
@@ -213,10 +224,7 @@ class SessionView : public Napi::ObjectWrap<SessionView> {
       return info.Env().Undefined();
     int32_t* outcome = Fields(info, 4, 4);
     if (outcome == nullptr) return info.Env().Undefined();
-    if (scratch_ == nullptr && posix_memalign(reinterpret_cast<void**>(&scratch_), 4096, kScratch) != 0) {
-      scratch_ = nullptr;
-      return Throw(info.Env(), SyscallError("posix_memalign", ENOMEM));
-    }
+    if (!MakeScratch(info.Env())) return info.Env().Undefined();
     Installed result = session_->InstallFromFile(frame, count, static_cast<int>(fd), offset, scratch_, kScratch);
     return Finish(info.Env(), result, outcome);
   }
@@ -270,6 +278,37 @@ class SessionView : public Napi::ObjectWrap<SessionView> {
       return Finish(info.Env(), none, outcome);
     }
     return Finish(info.Env(), session_->InstallFromCache(frame, count, tags, *shared->cache), outcome);
+  }
+
+  Napi::Value InstallFromResident(const Napi::CallbackInfo& info) {
+    int64_t frame, count, lookups_id;
+    uint8_t* tags;
+    size_t size;
+    if (!GetFrames(info, &frame, &count) || !GetBytes(info, 2, &tags, &size) ||
+        !GetInt(info, 3, 1, UINT32_MAX, &lookups_id))
+      return info.Env().Undefined();
+    int32_t* outcome = Fields(info, 4, 4);
+    if (outcome == nullptr) return info.Env().Undefined();
+    if (size / sizeof(Tag) < static_cast<uint64_t>(frame + count))
+      return Throw(info.Env(), MakeError(ErrorKind::Internal, "fewer tags than frames"));
+    if (session_->page_size() != kTagPage)
+      return Throw(info.Env(), ArgumentError("tags are of 4096 bytes, the guest's pages are larger"));
+    if (!MakeScratch(info.Env())) return info.Env().Undefined();
+    // As with the cache.
+    if (lookups_id_ != lookups_id) {
+      lookups_ = Lookups().Find(static_cast<uint32_t>(lookups_id));
+      lookups_id_ = lookups_id;
+    }
+    std::shared_ptr<ResidentLookups> lookups = lookups_.lock();
+    if (!lookups) {
+      Installed none;
+      none.outcome = Outcome::Absent;
+      none.next = static_cast<uint64_t>(frame);
+      return Finish(info.Env(), none, outcome);
+    }
+    Installed result =
+        session_->InstallFromResident(frame, count, tags, *lookups->index, lookups->domain, scratch_, kScratch);
+    return Finish(info.Env(), result, outcome);
   }
 
   Napi::Value InstallZero(const Napi::CallbackInfo& info) {
@@ -343,6 +382,8 @@ class SessionView : public Napi::ObjectWrap<SessionView> {
   int64_t arena_id_ = 0;
   std::weak_ptr<SharedCache> cache_;
   int64_t cache_id_ = 0;
+  std::weak_ptr<ResidentLookups> lookups_;
+  int64_t lookups_id_ = 0;
   uint8_t* scratch_ = nullptr;
   int loop_fd_ = -1;
 };

@@ -43,5 +43,6 @@ void InitTags(Napi::Env env, Napi::Object exports);
 void InitWatcher(Napi::Env env, Napi::Object exports);
 void InitWriteTracking(Napi::Env env, Napi::Object exports);
 void InitCache(Napi::Env env, Napi::Object exports);
+void InitResident(Napi::Env env, Napi::Object exports);
 
 }  // namespace pagetide

@@ -35,20 +35,23 @@ Napi::Value CloseDomainKey(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// nullptr after throwing.
-std::shared_ptr<DomainKey> GetKey(const Napi::CallbackInfo& info) {
+}  // namespace
+
+std::shared_ptr<DomainKey> GetKey(const Napi::CallbackInfo& info, size_t index) {
   int64_t id;
-  if (!GetInt(info, 0, 1, UINT32_MAX, &id)) return nullptr;
+  if (!GetInt(info, index, 1, UINT32_MAX, &id)) return nullptr;
   auto key = DomainKeys().Find(static_cast<uint32_t>(id));
   if (!key) Throw(info.Env(), MakeError(ErrorKind::Internal, "there is no domain key " + std::to_string(id)));
   return key;
 }
 
+namespace {
+
 Napi::Value TagPagesOf(const Napi::CallbackInfo& info) {
   uint8_t *pages, *tags;
   size_t pages_size, tags_size;
   int64_t count;
-  auto key = GetKey(info);
+  auto key = GetKey(info, 0);
   if (!key || !GetBytes(info, 1, &pages, &pages_size) || !GetInt(info, 2, 0, kMaxPages, &count) ||
       !GetBytes(info, 3, &tags, &tags_size))
     return info.Env().Undefined();
@@ -61,7 +64,7 @@ Napi::Value TagFileOf(const Napi::CallbackInfo& info) {
   uint8_t *tags, *scratch;
   size_t tags_size, scratch_size;
   int64_t fd, offset, count, first;
-  auto key = GetKey(info);
+  auto key = GetKey(info, 0);
   if (!key || !GetInt(info, 1, 0, INT32_MAX, &fd) || !GetInt(info, 2, 0, kMaxOffset, &offset) ||
       !GetInt(info, 3, 1, kMaxPages, &count) || !GetBytes(info, 4, &tags, &tags_size) ||
       !GetInt(info, 5, 0, kMaxPages, &first) || !GetBytes(info, 6, &scratch, &scratch_size))
@@ -78,7 +81,7 @@ Napi::Value TagFileOf(const Napi::CallbackInfo& info) {
 Napi::Value VerifyPageOf(const Napi::CallbackInfo& info) {
   uint8_t *page, *tag;
   size_t page_size, tag_size;
-  auto key = GetKey(info);
+  auto key = GetKey(info, 0);
   if (!key || !GetBytes(info, 1, &page, &page_size) || !GetBytes(info, 2, &tag, &tag_size))
     return info.Env().Undefined();
   if (page_size != kTagPage || tag_size != kTagBytes)

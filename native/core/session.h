@@ -26,6 +26,7 @@
 namespace pagetide {
 
 class PageCache;
+class ResidentIndex;
 
 struct Region {
   uint64_t host;    // address in the guest's process
@@ -41,7 +42,7 @@ enum class Outcome : int {
   Foreign = 3,  // EEXIST on a frame that nobody here installed; it is `next`, and it is not woken
   Short = 4,    // the source did not give the whole page of frame `next`
   Failed = 5,   // any other errno, in `err`
-  Absent = 6,   // the cache does not have the page of frame `next`: ask elsewhere
+  Absent = 6,   // cache or resident index lack the page of frame `next`: ask elsewhere
 };
 
 struct Installed {
@@ -126,6 +127,9 @@ class FaultSession {
   // that is all zero makes its frame Zero, and counts as skipped: the page of zeros comes when the frame faults. Pages
   // of 4096 bytes only.
   Installed InstallFromCache(uint64_t frame, uint64_t count, const uint8_t* tags, PageCache& cache);
+  // The same from the guests of `domain` that run here. `scratch` holds a page at least: each thread its own.
+  Installed InstallFromResident(uint64_t frame, uint64_t count, const uint8_t* tags, ResidentIndex& index,
+                                uint32_t domain, uint8_t* scratch, size_t scratch_size);
   Installed InstallZero(uint64_t frame, uint64_t count);
   uint64_t MarkZero(uint64_t frame, uint64_t count);
   Error Wake(uint64_t frame, uint64_t count);

@@ -45,7 +45,7 @@ export const Outcome = {
   Short: 4,
   /** Any other error; `outcome[Errno]` has the number. */
   Failed: 5,
-  /** The shared-page cache lacks the page of frame `outcome[Next]`: ask elsewhere. */
+  /** The shared-page cache, or the resident index, lacks the page of frame `outcome[Next]`: ask elsewhere. */
   Absent: 6,
   /** What the source has is not the page that the tag of frame `outcome[Next]` names. Of no native call, but of sources here. */
   Wrong: 100,
@@ -91,6 +91,25 @@ export interface CacheStats {
   indexBytes: number;
   /** The file was cut off while in use: every lookup misses. */
   lost: boolean;
+}
+
+/** What the resident index holds, and counters since it was opened. */
+export interface ResidentStats {
+  /** Memory files of guests. */
+  files: number;
+  /** Their frames. */
+  frames: number;
+  /** Frames that are listed under a tag. */
+  listed: number;
+  /** Different tags among them. */
+  different: number;
+  /** Lookups that gave a page, and those that did not. */
+  hits: number;
+  misses: number;
+  /** Frames that were listed and held another page when they were copied. */
+  stale: number;
+  /** Bytes of the index: at most 24 a frame, and 4 KiB. */
+  indexBytes: number;
 }
 
 /** Indices into the Int32Array that install calls fill. */
@@ -224,6 +243,12 @@ export interface FaultSession {
    * @param cache id of the cache
    */
   installFromCache(frame: number, count: number, tags: Uint8Array, cache: number, outcome: Int32Array): Outcome;
+  /**
+   * The same from the guests that run on this host: a page is copied out of a guest's memory, the copy is verified against the
+   * tag, and the copy is installed. `Absent` where no guest of the domain has the page (any more); closed lookups lack everything.
+   * @param lookups {@link ResidentIndex.lookups} of the guest's domain
+   */
+  installFromResident(frame: number, count: number, tags: Uint8Array, lookups: number, outcome: Int32Array): Outcome;
   /** Installs zero pages where the frame is Zero, Removed, or Present but gone (punched); wakes where a page is there. */
   installZero(frame: number, count: number, outcome: Int32Array): Outcome;
   /** Content turned out to be zero: Missing/Wanted/InFlight → Zero. Installs nothing. Returns how many frames changed. */
@@ -403,6 +428,19 @@ export interface Native {
   cacheRemoveDomain(id: number, domain: number): number;
   cacheClear(id: number): number;
   cacheStats(id: number): CacheStats;
+
+  /** A resident index with room for so many frames; returns its id, valid in every thread. Used by src/pages/resident.ts. */
+  createResident(frames: number): number;
+  destroyResident(id: number): void;
+  /** Returns the file's number. */
+  residentAdd(id: number, fd: number, frames: number, domain: number, key: number): number;
+  residentSet(id: number, file: number, first: number, count: number, tags: Uint8Array, firstTag: number): void;
+  residentRemove(id: number, file: number): void;
+  residentRemoveDomain(id: number, domain: number): number;
+  residentLookups(id: number, domain: number): number;
+  closeResidentLookups(lookups: number): void;
+  residentCopy(lookups: number, tags: Uint8Array, firstTag: number, into: Uint8Array, offset: number): boolean;
+  residentStats(id: number): ResidentStats;
 
   /** A listening Unix socket, mode 0600, non-blocking. Throws `PT_SOCKET_IN_USE`. */
   listenUnix(path: string): number;

@@ -143,6 +143,9 @@ export class FakeSession implements FaultSession {
   installFromCache(): Outcome {
     throw new Error('not faked');
   }
+  installFromResident(): Outcome {
+    throw new Error('not faked');
+  }
   installZero(frame: number, count: number, outcome: Int32Array): Outcome {
     return this.each(frame, count, outcome, (f) => {
       const state = this.table[f];

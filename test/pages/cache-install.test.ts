@@ -1,41 +1,11 @@
 /** Installing from the cache through the addon: a guest of this process, its frames by their tags. */
-import { readFileSync, truncateSync } from 'node:fs';
-import t, { type Test } from 'tap';
-import {
-  FrameState,
-  native,
-  Outcome,
-  OUTCOME_FIELDS,
-  OutcomeField,
-  type FaultSession,
-} from '../../src/memory/native.ts';
+import { truncateSync } from 'node:fs';
+import t from 'tap';
+import { FrameState, Outcome, OUTCOME_FIELDS, OutcomeField } from '../../src/memory/native.ts';
 import { CACHE_PAGE, TAG_BYTES } from '../../src/pages/cache.ts';
-import { cachePath, makePage, makeTag, openCache } from './support.ts';
+import { cachePath, makeGuest, makePage, makeTag, openCache } from './support.ts';
 
 const FRAMES = 8;
-
-/** Memory of this process on tmpfs, missing; `read` gives a frame as the file has it. */
-function makeGuest(t: Test): { session: FaultSession; read: (frame: number) => Buffer } {
-  const path = `${cachePath(t)}-ram`;
-  const arena = native().createArena(path, CACHE_PAGE, FRAMES);
-  t.teardown(() => native().destroyArena(arena));
-  truncateSync(path, 0);
-  truncateSync(path, FRAMES * CACHE_PAGE);
-  const line = readFileSync('/proc/self/maps', 'latin1')
-    .split('\n')
-    .find((text) => text.endsWith(path));
-  const hostAddress = parseInt(line!.split('-')[0]!, 16);
-  const { fd: uffd } = native().createUserfault(0n);
-  const regions = [{ hostAddress, size: FRAMES * CACHE_PAGE, offset: 0 }];
-  const session = native().createSession({ uffd, regions, pageSize: CACHE_PAGE, shared: true });
-  session.register();
-  t.teardown(() => {
-    session.unregister({ force: true });
-    native().destroySession(session.id);
-    session.close();
-  });
-  return { session, read: (frame) => readFileSync(path).subarray(frame * CACHE_PAGE, (frame + 1) * CACHE_PAGE) };
-}
 
 /** Tags of frames 0 to 7 over shared memory; frame 3 is zero. */
 function makeTags(): Uint8Array {
@@ -47,7 +17,7 @@ function makeTags(): Uint8Array {
 }
 
 void t.test('hits are installed, zero frames marked, and the first absent page ends it', (t) => {
-  const { session, read } = makeGuest(t);
+  const { session, read } = makeGuest(t, FRAMES);
   const cache = openCache(t, cachePath(t), FRAMES);
   const tags = makeTags();
   const outcome = new Int32Array(OUTCOME_FIELDS);
@@ -65,7 +35,7 @@ void t.test('hits are installed, zero frames marked, and the first absent page e
 });
 
 void t.test('a cache that was closed or cut off lacks everything', (t) => {
-  const { session } = makeGuest(t);
+  const { session } = makeGuest(t, FRAMES);
   const path = cachePath(t);
   const cache = openCache(t, path, FRAMES);
   const tags = makeTags();
@@ -85,7 +55,7 @@ void t.test('a cache that was closed or cut off lacks everything', (t) => {
 });
 
 void t.test('refuses tags that do not reach the frames, and what is no cache', (t) => {
-  const { session } = makeGuest(t);
+  const { session } = makeGuest(t, FRAMES);
   const cache = openCache(t, cachePath(t), FRAMES);
   const outcome = new Int32Array(OUTCOME_FIELDS);
   const tags = makeTags();

@@ -1,7 +1,9 @@
 /** Pages with tags, and caches of them. */
 import { createHash } from 'node:crypto';
+import { readFileSync, truncateSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Test } from 'tap';
+import { native, type FaultSession } from '../../src/memory/native.ts';
 import { CACHE_PAGE, PageCache, TAG_BYTES } from '../../src/pages/cache.ts';
 import { scratch } from '../guests/embedded-support.ts';
 
@@ -34,4 +36,27 @@ export function openCache(t: Test, path: string, slots: number, replace = false)
 
 export function cachePath(t: Test): string {
   return join(scratch(t), 'cache');
+}
+
+/** Memory of this process on tmpfs, missing; `read` gives a frame as the file has it. */
+export function makeGuest(t: Test, frames: number): { session: FaultSession; read: (frame: number) => Buffer } {
+  const path = `${cachePath(t)}-ram`;
+  const arena = native().createArena(path, CACHE_PAGE, frames);
+  t.teardown(() => native().destroyArena(arena));
+  truncateSync(path, 0);
+  truncateSync(path, frames * CACHE_PAGE);
+  const line = readFileSync('/proc/self/maps', 'latin1')
+    .split('\n')
+    .find((text) => text.endsWith(path));
+  const hostAddress = parseInt(line!.split('-')[0]!, 16);
+  const { fd: uffd } = native().createUserfault(0n);
+  const regions = [{ hostAddress, size: frames * CACHE_PAGE, offset: 0 }];
+  const session = native().createSession({ uffd, regions, pageSize: CACHE_PAGE, shared: true });
+  session.register();
+  t.teardown(() => {
+    session.unregister({ force: true });
+    native().destroySession(session.id);
+    session.close();
+  });
+  return { session, read: (frame) => readFileSync(path).subarray(frame * CACHE_PAGE, (frame + 1) * CACHE_PAGE) };
 }
