@@ -9,6 +9,7 @@
  */
 import type { Readable, Writable } from 'node:stream';
 import type { MemoryRegion } from '../memory/native.ts';
+import type { WriteTracking } from './tracking.ts';
 
 /** One file of shared guest memory (tmpfs). Guest memory space is the concatenation of the files by `offset`. */
 export interface MemoryFile {
@@ -101,7 +102,9 @@ export interface Vmm {
   status(): Promise<VmmStatus>;
   /** Rejects with PT_GUEST_UNSAFE when the guest, as it is now (devices come and go), cannot be moved. Before preparing. */
   checkMovable?(): Promise<void>;
-  /** Stops the guest and waits until it has stopped. Idempotent. */
+  /** What tracking its writes is worth, with the devices that it has now. A VMM that can't tell: hints. */
+  tracking?(): Promise<WriteTracking>;
+  /** Stops the guest and waits until it has stopped, its I/O included. Idempotent. */
   pause(): Promise<Moment>;
   /** Lets the guest run and waits until it does. Idempotent. Announces it to the network where the VMM can. */
   resume(): Promise<Moment>;

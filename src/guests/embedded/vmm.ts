@@ -7,6 +7,7 @@ import { native } from '../../memory/native.ts';
 import { GuestControl } from '../control.ts';
 import type { Acquired, GuestRecord, GuestStats, Moment, VerifyResult, Vmm, VmmStatus } from '../driver.ts';
 import { endProcess, isAlive, watchProcess, type ProcessWatch } from '../process.ts';
+import type { WriteTracking } from '../tracking.ts';
 
 /** A guest that is asked to check itself may have to fetch pages for it. */
 const VERIFY_TIMEOUT_MS = 600_000;
@@ -41,6 +42,11 @@ export class EmbeddedVmm implements Vmm {
       if (!isAlive(this.record)) return 'gone';
       throw error;
     }
+  }
+
+  /** It has no devices: its own threads are all that writes. */
+  tracking(): Promise<WriteTracking> {
+    return Promise.resolve('exact');
   }
 
   pause(): Promise<Moment> {

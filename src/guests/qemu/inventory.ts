@@ -1,6 +1,7 @@
 /** Asks a running QEMU, and /proc, what it is made of. What follows from that is decided in allow-list.ts. */
 import { readFile, readdir, readlink, stat, statfs } from 'node:fs/promises';
 import { asPagetideError, PagetideError } from '../../errors.ts';
+import type { DiskNode } from '../tracking.ts';
 import { mountOptions, parseMaps, rangesOfFile, type MappedRange } from './memory-map.ts';
 import { QmpError, type QmpClient } from './qmp.ts';
 
@@ -49,7 +50,8 @@ export interface Inventory {
   objects: { id: string; type: string }[];
   /** `info network`: name and type of every back end and card. */
   network: { name: string; type: string }[];
-  block: { name: string; driver: string }[];
+  /** `query-named-block-nodes`. */
+  block: DiskNode[];
   /** What QEMU itself says stands against migrating. */
   blockers: string[];
   /** `query-migrate`'s status, empty when there was none. */
@@ -84,7 +86,7 @@ export async function collectInventory(qmp: QmpClient, pid: number, role: Invent
       ask<{ id?: string; size: number; share?: boolean; prealloc: boolean }[]>('query-memdev'),
       ask<{ status?: string; 'blocked-reasons'?: string[] }>('query-migrate'),
       ask<{ capability: string }[]>('query-migrate-capabilities'),
-      ask<{ 'node-name': string; drv: string }[]>('query-named-block-nodes'),
+      ask<{ 'node-name': string; drv: string; cache?: { direct: boolean } }[]>('query-named-block-nodes'),
       ask<string>('human-monitor-command', { 'command-line': 'info network' }),
     ]);
   const objects = children(await ask<QomEntry[]>('qom-list', { path: '/objects' }));
@@ -108,7 +110,11 @@ export async function collectInventory(qmp: QmpClient, pid: number, role: Invent
     devices: await collectDevices(qmp),
     objects: objects.map(({ name, type }) => ({ id: name, type })),
     network: parseNetwork(network),
-    block: blockNodes.map((node) => ({ name: node['node-name'], driver: node.drv })),
+    block: blockNodes.map(({ 'node-name': name, drv: driver, cache }) => ({
+      name,
+      driver,
+      ...(cache && { direct: cache.direct }),
+    })),
     blockers: migrate['blocked-reasons'] ?? [],
     migration: migrate.status ?? '',
     capabilities: capabilities.map(({ capability }) => capability),

@@ -6,6 +6,7 @@ import { PagetideError } from '../../errors.ts';
 import { native } from '../../memory/native.ts';
 import type { Acquired, GuestRecord, GuestStats, MemoryFile, Moment, VerifyResult, Vmm, VmmStatus } from '../driver.ts';
 import { endProcess, isAlive, watchProcess, type ProcessWatch } from '../process.ts';
+import { trackingOf, type WriteTracking } from '../tracking.ts';
 import { assertSafe } from './allow-list.ts';
 import { loadDeviceState, saveDeviceState } from './device-state.ts';
 import { collectInventory } from './inventory.ts';
@@ -163,6 +164,11 @@ export class QemuVmm implements Vmm {
 
   async checkMovable(): Promise<void> {
     assertSafe(await collectInventory(await this.#monitor(), this.record.pid, 'source'));
+  }
+
+  async tracking(): Promise<WriteTracking> {
+    const { block, commandLine } = await collectInventory(await this.#monitor(), this.record.pid, 'source');
+    return trackingOf(block, commandLine);
   }
 
   async pause(): Promise<Moment> {
