@@ -7,6 +7,7 @@ import { closeSync, openSync } from 'node:fs';
 import { asPagetideError, PagetideError, type ErrorJson } from '../errors.ts';
 import type { GuestRecord, GuestStats, Vmm } from '../guests/driver.ts';
 import { native } from '../memory/native.ts';
+import { GuestTags } from '../pages/guest-tags.ts';
 import { encodeTagRuns } from '../pages/tag-runs.ts';
 import { TAG_VERSION } from '../pages/tags.ts';
 import type { PageCounters } from '../transport/page-server.ts';
@@ -424,7 +425,8 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   async #offer(): Promise<Pick<PrepareRequest, 'manifest' | 'domain'>> {
     const { log, tagPool, shared } = this.#host;
     if (this.#scan === undefined) {
-      const { record } = this.#need();
+      const vmm = this.#need();
+      const { record } = vmm;
       const domain = shared.domain(record.domain);
       // A guest must not be stuck here because its domain is gone: it shares nothing then.
       if (domain === undefined && record.domain !== undefined)
@@ -435,7 +437,8 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       const key = domain?.openKey() ?? migrationKey(this.details.token);
       if (domain !== undefined) this.#claim = claimDomain(domain, key, this.state.migration);
       this.#domain = domain;
-      const scan = new GuestScan(record, key, tagPool, log);
+      const tags = new GuestTags({ record, key, pool: tagPool, log });
+      const scan = new GuestScan(tags, { tracking: () => vmm.tracking?.() ?? Promise.resolve('hints') });
       this.#scan = scan;
       await scan.build();
       if (this.state.at !== 'preparing')

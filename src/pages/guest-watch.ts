@@ -1,0 +1,205 @@
+/**
+ * Keeps the manifest of a running guest fresh in the background, at a bounded share of one CPU, so that a migration has to tag only
+ * what was written last, and so that other guests of its domain find its pages in the resident index.
+ *
+ *   start ──► track ──► ┌─► scan ──► tag what is due, a piece at a time ──► wait ─┐──► handOver: GuestTags, tracker and all
+ *                       │                   pause(work × (1 / cpu − 1))           │──► close: nothing is left in the guest
+ *                       └─────────────────────────────────────────────────────────┘──► the guest is gone: closed
+ *
+ * It never stops the guest. Every `slowMs` it compares holes, and tags every frame again where writes aren't tracked, or where a disk
+ * may write behind the tracking (`hints`, see ../guests/tracking.ts): the tags are guesses then, good enough for the resident index,
+ * which verifies, and for a migration, which knows (../migration/guest-scan.ts).
+ *
+ * For guests that have a domain: its key is given by the caller. Not for a guest that is arriving: its memory belongs to the
+ * userfaultfd that brings its pages; start when it is complete.
+ */
+import { setTimeout as delay } from 'node:timers/promises';
+import { asPagetideError, PagetideError } from '../errors.ts';
+import { isAlive } from '../guests/process.ts';
+import type { WriteTracking } from '../guests/tracking.ts';
+import { GuestTags, type GuestTagsOptions, type Pace } from './guest-tags.ts';
+
+export interface WatchSettings {
+  /** Share of one CPU, above 0 to 1. */
+  cpu: number;
+  /** From the end of one pass to the beginning of the next, milliseconds. */
+  intervalMs: number;
+  /** Between two looks at what scans don't report, milliseconds. */
+  slowMs: number;
+}
+
+export const WATCH_SETTINGS: Readonly<WatchSettings> = { cpu: 0.05, intervalMs: 2_000, slowMs: 600_000 };
+
+export interface GuestWatchOptions extends GuestTagsOptions {
+  /** Asked before each slow look, as devices come and go. Without it: `hints`. */
+  tracking?: () => Promise<WriteTracking>;
+  settings?: Partial<WatchSettings>;
+}
+
+export interface WatchStats {
+  /** Passes that came to their end. */
+  passes: number;
+  /** Frames tagged, in all. */
+  tagged: number;
+  /** Milliseconds of work, in all. */
+  busyMs: number;
+  tracked: boolean;
+}
+
+const DAY_MS = 86_400_000;
+
+export class GuestWatch {
+  /** Resolves when it watches no more, for whatever reason. */
+  readonly ended: Promise<void>;
+  readonly #options: GuestWatchOptions;
+  readonly #settings: WatchSettings;
+  readonly #tags: GuestTags;
+  readonly #stop = new AbortController();
+  readonly #waiters: (() => void)[] = [];
+  #passes = 0;
+  #tagged = 0;
+  #busyMs = 0;
+  /** Whose the tags are at the end. */
+  #tagsGo: 'closed' | 'handed-over' = 'closed';
+  #slowAt = 0;
+
+  /**
+   * Begins at once.
+   * @throws PagetideError `PT_BAD_ARGUMENT`, and what {@link GuestTags} throws; the key is closed then
+   */
+  constructor(options: GuestWatchOptions) {
+    this.#options = options;
+    this.#settings = { ...WATCH_SETTINGS, ...options.settings };
+    try {
+      checkSettings(this.#settings);
+    } catch (error) {
+      options.key.close();
+      throw error;
+    }
+    this.#tags = new GuestTags(options);
+    this.ended = this.#run();
+  }
+
+  get stats(): WatchStats {
+    return { passes: this.#passes, tagged: this.#tagged, busyMs: this.#busyMs, tracked: this.#tags.tracked };
+  }
+
+  /** Resolves after a pass that began later than this call, or when it watches no more. */
+  async fresh(): Promise<void> {
+    // the one that is under way may have looked at the guest before
+    for (let pass = 0; pass < 2; pass++) {
+      await Promise.race([this.ended, new Promise<void>((resolve) => this.#waiters.push(resolve))]);
+    }
+  }
+
+  /**
+   * Ends the watch and gives away what it knows, within a piece of work of 2 MiB: the caller closes it. Undefined where the watch has
+   * ended before. Frames that are due are still so.
+   */
+  async handOver(): Promise<GuestTags | undefined> {
+    if (this.#stop.signal.aborted) return undefined;
+    this.#tagsGo = 'handed-over';
+    this.#stop.abort();
+    await this.ended;
+    return this.#given();
+  }
+
+  /** Ends it; neither guest nor resident index hold anything of it when this resolves. Idempotent; after {@link handOver} without effect. */
+  async close(): Promise<void> {
+    this.#stop.abort();
+    if (this.#given() === undefined) this.#tags.close(); // ends the piece that is under way
+    await this.ended;
+  }
+
+  async #run(): Promise<void> {
+    const { log, record } = this.#options;
+    try {
+      await this.#tags.track();
+      this.#slowAt = Date.now() + this.#settings.slowMs;
+      while (!this.#stopped) {
+        if (await this.#pass()) {
+          this.#passes++;
+          for (const resolve of this.#waiters.splice(0)) resolve();
+        }
+        await this.#wait(this.#settings.intervalMs);
+        if (!isAlive(record)) throw new PagetideError('PT_VMM_GONE', 'the guest has ended');
+      }
+    } catch (cause) {
+      const error = asPagetideError(cause);
+      if (!this.#stopped)
+        log[error.code === 'PT_VMM_GONE' ? 'info' : 'warn'](
+          { code: error.code },
+          `a guest is watched no more: ${error.message}`,
+        );
+      // a tracker whose guest is gone, or tags that could not be made, are of no use to the next
+      this.#tagsGo = 'closed';
+    }
+    this.#stop.abort();
+    if (this.#given() === undefined) this.#tags.close();
+  }
+
+  #given(): GuestTags | undefined {
+    return this.#tagsGo === 'handed-over' ? this.#tags : undefined;
+  }
+
+  get #stopped(): boolean {
+    return this.#stop.signal.aborted;
+  }
+
+  /** Whether it came to its end. */
+  async #pass(): Promise<boolean> {
+    const tags = this.#tags;
+    if (Date.now() >= this.#slowAt) await this.#lookSlowly();
+    // without tracking a scan makes everything due: that is for the slow look
+    if (tags.tracked) {
+      const began = performance.now();
+      tags.scan();
+      if (!(await this.#pace.pause(performance.now() - began))) return false;
+    }
+    this.#tagged += await tags.tagDue(this.#pace);
+    return !this.#stopped;
+  }
+
+  async #lookSlowly(): Promise<void> {
+    this.#slowAt = Date.now() + this.#settings.slowMs;
+    const tags = this.#tags;
+    const began = performance.now();
+    tags.dropHoles();
+    await this.#pace.pause(performance.now() - began);
+    if (!tags.tracked) await tags.track();
+    else if ((await this.#tracking()) === 'hints') tags.markAll();
+  }
+
+  async #tracking(): Promise<WriteTracking> {
+    try {
+      return (await this.#options.tracking?.()) ?? 'hints';
+    } catch (error) {
+      // a VMM that doesn't answer just now: what is always right
+      this.#options.log.debug({ error: asPagetideError(error).message }, 'the VMM did not tell of its disks');
+      return 'hints';
+    }
+  }
+
+  readonly #pace: Pace = {
+    pause: async (busyMs) => {
+      this.#busyMs += busyMs;
+      await this.#wait(busyMs * (1 / this.#settings.cpu - 1));
+      return !this.#stopped;
+    },
+  };
+
+  async #wait(ms: number): Promise<void> {
+    if (this.#stopped) return;
+    const wait = delay(Math.min(ms, DAY_MS), undefined, { signal: this.#stop.signal });
+    await wait.catch(() => undefined); // stopped
+  }
+}
+
+function checkSettings({ cpu, intervalMs, slowMs }: WatchSettings): void {
+  if (!(cpu > 0 && cpu <= 1))
+    throw new PagetideError('PT_BAD_ARGUMENT', `a watch takes above 0 to 1 of a CPU, not ${cpu}`);
+  for (const ms of [intervalMs, slowMs]) {
+    if (!Number.isFinite(ms) || ms < 0 || ms > DAY_MS)
+      throw new PagetideError('PT_BAD_ARGUMENT', `a watch waits 0 ms to a day between two passes, not ${ms}`);
+  }
+}
