@@ -20,6 +20,7 @@ import { cachePath } from './cache.ts';
 import { CacheService } from './cache-service.ts';
 import type { AgentConfig } from './config.ts';
 import { runDoctor } from './doctor.ts';
+import type { GuestWatches } from './guest-watches.ts';
 import { statusOf, type Guest, type Guests } from './guests.ts';
 import type { Journal } from './journal.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
@@ -53,6 +54,7 @@ export class Agent implements AgentService {
   /** Migrations whose end has been counted. */
   readonly #counted = new Set<string>();
   readonly #watchers = new Set<() => void>();
+  #follow: (() => void) | undefined;
   readonly #memory = new MemoryReleaser(() => this.#isIdle(), true);
 
   /** @param identity the name in this host's certificate, where it has one */
@@ -83,8 +85,23 @@ export class Agent implements AgentService {
     this.migrations.onChange(() => {
       this.#countEnds();
       if (this.#isIdle()) this.#memory.ended();
+      this.#follow?.();
       for (const told of [...this.#watchers]) told();
     });
+  }
+
+  /** From now on guests of a domain are watched. Once it is known which of them are in a migration: others must be let alone. */
+  watchGuests(watches: GuestWatches): void {
+    const follow = (): void => {
+      const guests = this.#guests.all().map(({ name, vmm, awaiting, error }) => {
+        return { name, vmm, free: !awaiting && error === undefined && this.migrations.of(name) === undefined };
+      });
+      watches.follow(guests);
+    };
+    this.#follow = follow;
+    this.#guests.onChange(follow);
+    this.#host.shared.onRemoved(follow);
+    follow();
   }
 
   info(): AgentInfo {

@@ -9,6 +9,7 @@ import { PageCache } from '../pages/cache.ts';
 import { ChunkStore } from '../pages/chunk-store.ts';
 import { History } from '../pages/history.ts';
 import { KeepPool } from '../pages/keep-pool.ts';
+import { ResidentIndex } from '../pages/resident.ts';
 import type { AgentConfig } from './config.ts';
 
 /** Tags of known chunks in memory: they name 16 GiB of guests. */
@@ -63,6 +64,17 @@ export interface OpenSharedPages {
   close(): Promise<void>;
 }
 
+/** Address space only, until guests are listed; an agent that gets none does without. */
+function openResident(log: Logger): ResidentIndex | undefined {
+  try {
+    return ResidentIndex.open();
+  } catch (error) {
+    const { code, message } = asPagetideError(error);
+    log.warn({ code }, `pages of guests that run here are not used for others: ${message}`);
+    return undefined;
+  }
+}
+
 /** @throws PagetideError as {@link openCache} */
 export function openSharedPages(
   config: CacheConfig & Pick<AgentConfig, 'state'>,
@@ -70,6 +82,7 @@ export function openSharedPages(
   log: Logger,
 ): OpenSharedPages {
   const cache = openCache(config, log);
+  const resident = openResident(log);
   const historyPlace = {
     folder: join(config.state, 'history'),
     limits: { guests: config.cache.history, bytes: HISTORY_BYTES },
@@ -78,6 +91,7 @@ export function openSharedPages(
   const shared = new SharedPages({
     domains,
     cache,
+    resident,
     chunks: new ChunkStore(CHUNK_BYTES),
     history: new History(historyPlace.folder, historyPlace.limits),
     historyPlace,
@@ -91,6 +105,7 @@ export function openSharedPages(
     shared,
     close: async () => {
       await keeper.close();
+      resident?.close();
       cache?.close();
     },
   };

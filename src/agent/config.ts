@@ -136,6 +136,20 @@ export const configSchema = z.strictObject({
     })
     .prefault({})
     .describe('Domains, see security.md.'),
+  watch: z
+    .strictObject({
+      cpu: z
+        .number()
+        .min(0)
+        .max(1)
+        .default(0.05)
+        .describe('Share of one CPU that watching one guest may take. 0: no guest is watched.'),
+      intervalMs: millis.default(2_000).describe('From the end of one look at what a guest has written to the next.'),
+    })
+    .prefault({})
+    .describe(
+      'Watching guests of a domain while they run: others that arrive find their pages, and their own migrations begin with tags.',
+    ),
   timeouts: z
     .strictObject({
       prepareMs: millis.default(60_000).describe('For the destination to get ready, VMM started.'),

@@ -32,11 +32,17 @@ export class Guests {
   readonly #guests = new Map<string, Guest>();
   /** Names that are being made right now. */
   readonly #making = new Set<string>();
+  #onChange: (() => void) | undefined;
 
   constructor(config: AgentConfig, journal: Journal, log: Logger) {
     this.#config = config;
     this.#journal = journal;
     this.#log = log;
+  }
+
+  /** Called when the guests that are here, or what is known of one, have changed. */
+  onChange(callback: () => void): void {
+    this.#onChange = callback;
   }
 
   /**
@@ -114,7 +120,7 @@ export class Guests {
     const attached = this.#guests.get(name);
     if (attached !== undefined) {
       if (!attached.awaiting) throw exists(name);
-      this.#guests.delete(name);
+      this.#forget(name);
       return attached.vmm;
     }
     const place = this.place(name);
@@ -161,7 +167,7 @@ export class Guests {
   /** The guest lives elsewhere: ends its VMM here and forgets it. */
   async release(name: string, vmm: Vmm | undefined, record: GuestRecord): Promise<void> {
     // out of the list first: this end is no surprise
-    this.#guests.delete(name);
+    this.#forget(name);
     if (vmm !== undefined) await vmm.destroy({ force: true });
     else if (record.launched) for (const { path } of record.files) await rm(path, { force: true });
     await this.#drop(name);
@@ -176,12 +182,13 @@ export class Guests {
   async remove(name: string): Promise<void> {
     const guest = this.need(name);
     const { vmm } = guest;
-    this.#guests.delete(name);
+    this.#forget(name);
     try {
       if (vmm.record.launched) await vmm.destroy();
       else vmm.close();
     } catch (error) {
       this.#guests.set(name, guest);
+      this.#onChange?.();
       throw error;
     }
     await this.#drop(name);
@@ -196,7 +203,7 @@ export class Guests {
   async endStrays(name: string): Promise<void> {
     const known = this.#guests.get(name);
     if (known !== undefined && !isAlive(known.vmm.record)) {
-      this.#guests.delete(name);
+      this.#forget(name);
       known.vmm.close();
       await this.#journal.append({ kind: 'guest-gone', name });
     }
@@ -256,13 +263,20 @@ export class Guests {
     }
   }
 
+  /** Whoever looks into the guest's process lets go of it before this returns. */
+  #forget(name: string): void {
+    if (this.#guests.delete(name)) this.#onChange?.();
+  }
+
   #keep(guest: Guest): Guest {
     this.#guests.set(guest.name, guest);
     void guest.vmm.exited.then(() => {
       if (this.#guests.get(guest.name) !== guest) return;
       this.#log.warn({ guest: guest.name, pid: guest.vmm.record.pid }, 'the VMM of this guest has ended');
       guest.error = new PagetideError('PT_VMM_GONE', 'the VMM of this guest has ended').toJSON();
+      this.#onChange?.();
     });
+    this.#onChange?.();
     return guest;
   }
 }

@@ -21,6 +21,7 @@ import { buildApi } from './api/app.ts';
 import { openSharedPages } from './cache.ts';
 import { listenControl } from './api/listen.ts';
 import type { AgentConfig } from './config.ts';
+import { GuestWatches } from './guest-watches.ts';
 import { Guests } from './guests.ts';
 import { Journal, type JournalRecord } from './journal.ts';
 import { urlOf } from './listen-address.ts';
@@ -74,6 +75,8 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     undo.push(() => pools.close());
     const tagPool = new TagPool(config.batchWorkers);
     undo.push(() => tagPool.close());
+    const watches = new GuestWatches({ shared: pages.shared, tagPool, log, settings: config.watch });
+    undo.push(() => watches.close());
     const { host, port } = config.listen;
     const pageServer = await PageServer.start({
       host,
@@ -94,7 +97,7 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     const url = config.advertise ?? pageServer.address().url;
     const agent = new Agent(
       config,
-      migrationHost(config, { guests, journal, pools, tagPool, shared: pages.shared, pageServer, url, log }),
+      migrationHost(config, { guests, journal, pools, tagPool, watches, shared: pages.shared, pageServer, url, log }),
       guests,
       journal,
       domains,
@@ -103,6 +106,7 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     );
     undo.push(() => agent.migrations.close());
     await agent.migrations.recover();
+    agent.watchGuests(watches);
 
     const api = buildApi(agent, { logger: log });
     undo.push(() => api.close());
@@ -156,6 +160,7 @@ interface Parts {
   journal: Journal;
   pools: WorkerPools;
   tagPool: TagPool;
+  watches: GuestWatches;
   shared: SharedPages;
   pageServer: PageServer;
   url: string;
@@ -163,7 +168,7 @@ interface Parts {
 }
 
 function migrationHost(config: AgentConfig, parts: Parts): MigrationHost {
-  const { guests, journal, pools, tagPool, shared, pageServer, url, log } = parts;
+  const { guests, journal, pools, tagPool, watches, shared, pageServer, url, log } = parts;
   const { fill, timeouts, spinMicros } = config;
   return {
     log,
@@ -171,6 +176,7 @@ function migrationHost(config: AgentConfig, parts: Parts): MigrationHost {
     pools,
     tagPool,
     shared,
+    watched: (vmm, domain) => watches.handOver(vmm, domain),
     url,
     settings: {
       spinMicros,

@@ -102,6 +102,8 @@ export interface Vmm {
   status(): Promise<VmmStatus>;
   /** Rejects with PT_GUEST_UNSAFE when the guest, as it is now (devices come and go), cannot be moved. Before preparing. */
   checkMovable?(): Promise<void>;
+  /** Its devices are the same from its start to its end: what tracking is worth now, it was worth before. */
+  readonly constantDevices?: boolean;
   /** What tracking its writes is worth, with the devices that it has now. A VMM that can't tell: hints. */
   tracking?(): Promise<WriteTracking>;
   /** Stops the guest and waits until it has stopped, its I/O included. Idempotent. */

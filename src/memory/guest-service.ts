@@ -46,8 +46,9 @@ export interface ServiceFigures {
   rawBytes: number;
   /** Frames that got content from the source. */
   installed: number;
-  /** Frames that got it from the shared-page cache, and with another frame of the same page. */
+  /** Frames that got it from the shared-page cache, from guests that run here, and with another frame of the same page. */
   cached: number;
+  resident: number;
   repeated: number;
   /** Pages that came and were not those of their tags. */
   mismatches: number;
@@ -110,6 +111,7 @@ export class GuestService extends EventEmitter<GuestServiceEvents> {
       rawBytes: demand.raw + fill.raw,
       installed: demand.installed + fill.installed,
       cached: this.serving.cached,
+      resident: this.serving.resident,
       repeated: this.serving.repeated,
       mismatches: this.serving.mismatches,
     };

@@ -4,7 +4,7 @@
  */
 import { TAG_PAGE } from '../pages/tags.ts';
 import { CachedPages } from './cached-pages.ts';
-import { native, type FaultSession, type Outcome } from './native.ts';
+import { native, Outcome, OutcomeField, type FaultSession } from './native.ts';
 import type { Serving } from './serving.ts';
 
 /** What travels to a worker. */
@@ -18,6 +18,8 @@ export interface NamedPagesSpec {
   key: number;
   /** The shared-page cache; 0: none. */
   cache: number;
+  /** Lookups of the domain in the resident index (pages/resident.ts); 0: none. */
+  resident: number;
   /** By which number the cache knows the domain. */
   domain: number;
 }
@@ -30,7 +32,7 @@ export interface NamedPages {
   isZero(frame: number): boolean;
   /**
    * Installs what is on this host already, from `frame` on, up to the first frame that is not: `Absent`. Counts where each
-   * page came from. A copy in the cache was checked when it entered it.
+   * page came from. A copy in the cache was checked when it entered it, one of another guest's page when it is made.
    */
   install(session: FaultSession, frame: number, count: number, outcome: Int32Array): Outcome;
   /** The next frame with the same page, around the ring; `frame` itself where it is the only one. */
@@ -49,16 +51,25 @@ export interface NamedPages {
 class TaggedPages implements NamedPages {
   readonly keeps: boolean;
   private readonly spec: NamedPagesSpec;
+  private readonly tags: Uint8Array;
   private readonly pages: CachedPages;
+  private readonly serving: Serving;
+  private readonly which: 'demand' | 'fill';
   /** Whether frames have one tag each. */
   private readonly single: boolean;
+  /** Whether there may be guests here that have its pages. */
+  private readonly hasOthers: boolean;
 
   constructor(spec: NamedPagesSpec, pageSize: number, serving: Serving, which: 'demand' | 'fill') {
     const { key, cache, domain } = spec;
     this.spec = spec;
-    this.pages = new CachedPages({ tags: native().arenaView(spec.tags), key, cache, domain, pageSize, serving, which });
+    this.tags = native().arenaView(spec.tags);
+    this.serving = serving;
+    this.which = which;
+    this.pages = new CachedPages({ tags: this.tags, key, cache, domain, pageSize, serving, which });
     this.keeps = this.pages.usable;
     this.single = pageSize === TAG_PAGE;
+    this.hasOthers = spec.resident !== 0 && this.single;
   }
 
   verify(frame: number, page: Uint8Array, offset: number): boolean {
@@ -69,9 +80,34 @@ class TaggedPages implements NamedPages {
     return this.pages.isZero(frame);
   }
 
-  /** The places of this host, one after the other: so far the cache alone. */
+  /**
+   * The places of this host, one after the other: what the cache lacks may be in the memory of another guest, from where it costs a
+   * digest more. Each is asked up to the first frame that it lacks, from which the other goes on; a frame that both lack ends it.
+   */
   install(session: FaultSession, frame: number, count: number, outcome: Int32Array): Outcome {
-    return this.pages.install(session, frame, count, outcome);
+    const end = frame + count;
+    let result = Outcome.Absent as Outcome;
+    let at = frame;
+    let installed = 0;
+    let skipped = 0;
+    for (let lacking = -1; result === Outcome.Absent && lacking !== at;) {
+      result = this.pages.install(session, at, end - at, outcome);
+      installed += outcome[OutcomeField.Installed]!;
+      skipped += outcome[OutcomeField.Skipped]!;
+      at = lacking = outcome[OutcomeField.Next]!;
+      if (result !== Outcome.Absent || !this.hasOthers) break;
+      result = session.installFromResident(at, end - at, this.tags, this.spec.resident, outcome);
+      const resident = outcome[OutcomeField.Installed]!;
+      if (resident > 0) this.serving.addResident(this.which, resident);
+      installed += resident;
+      skipped += outcome[OutcomeField.Skipped]!;
+      at = outcome[OutcomeField.Next]!;
+      if (!this.keeps) break;
+    }
+    outcome[OutcomeField.Installed] = installed;
+    outcome[OutcomeField.Skipped] = skipped;
+    outcome[OutcomeField.Next] = at;
+    return result;
   }
 
   keep(frame: number, page: Uint8Array, offset: number): void {

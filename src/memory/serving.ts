@@ -38,10 +38,12 @@ const F = {
   FillCached: 12,
   DemandRepeated: 13,
   FillRepeated: 14,
+  DemandResident: 15,
+  FillResident: 16,
 } as const;
 
 const INTS = 16;
-const FLOATS = 16;
+const FLOATS = 17;
 const BYTES = (INTS + HINTS + HISTOGRAM_BUCKETS + 1) * 4 + FLOATS * 8 + 8;
 
 /** Bytes on the wire and pages of one of the two page connections. */
@@ -127,6 +129,10 @@ export class Serving {
   addCached(which: 'demand' | 'fill', frames: number): void {
     this.floats[which === 'demand' ? F.DemandCached : F.FillCached]! += frames;
   }
+  /** Frames whose page came from a guest that runs on this host. */
+  addResident(which: 'demand' | 'fill', frames: number): void {
+    this.floats[which === 'demand' ? F.DemandResident : F.FillResident]! += frames;
+  }
   /** Frames that got the page which another frame of this guest was sent. */
   addRepeated(which: 'demand' | 'fill', frames: number): void {
     this.floats[which === 'demand' ? F.DemandRepeated : F.FillRepeated]! += frames;
@@ -140,6 +146,9 @@ export class Serving {
 
   get cached(): number {
     return this.floats[F.DemandCached]! + this.floats[F.FillCached]!;
+  }
+  get resident(): number {
+    return this.floats[F.DemandResident]! + this.floats[F.FillResident]!;
   }
   get repeated(): number {
     return this.floats[F.DemandRepeated]! + this.floats[F.FillRepeated]!;

@@ -28,8 +28,8 @@ const PIN_TAGS = 8192;
 export interface GuestKey {
   /** Of whoever takes this over. */
   key: DomainKey;
-  /** Undefined: of no domain, its pages are of use to nobody else. `cache` 0: there is none. */
-  shared: { cache: number; domain: number } | undefined;
+  /** Undefined: of no domain, its pages are of use to nobody else. `cache`, `resident` 0: there is none. */
+  shared: { cache: number; resident: number; domain: number } | undefined;
 }
 
 /** What an offer says, checked. @throws PagetideError `PT_MANIFEST_INVALID` */
@@ -168,8 +168,8 @@ export class ArrivingNames {
   /** What travels to the workers; of use there once it is settled. */
   get spec(): NamedPagesSpec {
     const { next, first } = this.#duplicates;
-    const { cache, domain } = this.#shared ?? { cache: 0, domain: 0 };
-    return { tags: this.#arena, next, first, key: this.#key.id, cache, domain };
+    const { cache, resident, domain } = this.#shared ?? { cache: 0, resident: 0, domain: 0 };
+    return { tags: this.#arena, next, first, key: this.#key.id, cache, resident, domain };
   }
 
   /** [first frame, count, …] of the frames of `pageSize` bytes that are zero. */

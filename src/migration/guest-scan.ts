@@ -5,8 +5,10 @@
  *            arm, tag every frame    what was written    guest paused: the rest,
  *                                    since, some passes  and the end of the manifest
  *
- * Tags that a watch has kept fresh ({@link GuestWatch.handOver}) are taken over with their tracker: what was tagged then and not
- * written since is not tagged again. Why no write is lost is argued in ../pages/guest-tags.ts: the last pass runs while the guest
+ * Tags that a watch has kept fresh ({@link GuestWatch.handOver}) are taken over with their tracker. Where the guest's devices are always
+ * the same, what was tagged then and not written since is not tagged again. Elsewhere a disk that wrote behind the tracking may have
+ * been plugged in and out again since, and left a tag that is old; an old tag would bring the old page from a cache. What is there now
+ * is asked for first, so tagging every frame once more, after a scan and while the guest runs, makes them right. Why no write is lost is argued in ../pages/guest-tags.ts: the last pass runs while the guest
  * stands still, hence its manifest is that of the memory that the destination gets. Frames that lost their page (a balloon, holes
  * punched into the file) are not reported as written; the last pass compares the holes.
  *
@@ -36,6 +38,8 @@ export interface GuestScanOptions {
   tracking?: () => Promise<WriteTracking>;
   /** Stops the guest, which drains its I/O, calls `work`, and lets it run on. Used where tracking gives hints only. */
   drained?: (work: () => void) => Promise<void>;
+  /** What tracking is worth, it was worth since the tags were begun: see {@link Vmm.constantDevices}. Without it: nobody knows. */
+  constant?: boolean;
 }
 
 export class GuestScan {
@@ -60,6 +64,9 @@ export class GuestScan {
     } else if (this.#drained !== undefined) {
       // what was tagged so far may be behind what devices wrote
       await this.#scan();
+      tags.markAll();
+    } else if (this.#options.constant !== true) {
+      tags.scan();
       tags.markAll();
     }
     await tags.tagDue();

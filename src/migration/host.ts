@@ -2,9 +2,11 @@
 import type { Logger } from 'pino';
 import type { GuestDescription, GuestPlace, GuestRecord, Vmm } from '../guests/driver.ts';
 import type { WorkerPools } from '../memory/worker-pools.ts';
+import type { GuestTags } from '../pages/guest-tags.ts';
 import type { TagPool } from '../pages/tag-pool.ts';
 import type { PageServer } from '../transport/page-server.ts';
 import type { PeerClient } from '../transport/peer.ts';
+import type { Domain } from './domains.ts';
 import type { SharedPages } from './shared-pages.ts';
 import type { OwnershipRecord } from './ownership/index.ts';
 
@@ -25,6 +27,11 @@ export interface MigrationHost {
   readonly tagPool: TagPool;
   /** What this host keeps of guests' pages, by domain. */
   readonly shared: SharedPages;
+  /**
+   * What is known of the memory of a guest that was watched while it ran, tagged with the domain's key: the caller closes it.
+   * Undefined: it wasn't.
+   */
+  watched(vmm: Vmm, domain: Domain): Promise<GuestTags | undefined>;
   /** Under which the other agent reaches this one. */
   readonly url: string;
   /** A client of its own for each migration: its bytes are counted. */

@@ -459,7 +459,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
 
   async #measure(vmm: Vmm, arrival: Arrival): Promise<CompletionFigures> {
     const stats = await vmm.stats().catch(() => null);
-    const { counts, faults, pageBytes, rawBytes, cached, repeated } = arrival.service.figures();
+    const { counts, faults, pageBytes, rawBytes, cached, resident, repeated } = arrival.service.figures();
     const installed = Math.min(counts.total, counts.installed);
     const before = Math.min(installed, arrival.before);
     const { stalls } = stats ?? { stalls: null };
@@ -469,10 +469,10 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
         zero: counts.total - installed,
         present: before,
         cache: cached,
-        resident: 0,
+        resident,
         duplicate: repeated,
         peer: 0,
-        source: installed - before - cached - repeated,
+        source: installed - before - cached - resident - repeated,
       },
       bytes: {
         wire: 0,

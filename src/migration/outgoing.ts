@@ -434,15 +434,24 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
           { guest: this.state.guest, domain: record.domain },
           'the domain of this guest is not known here any more',
         );
+      const watched = domain && (await this.#host.watched(vmm, domain));
+      if (!this.#isPreparing()) {
+        watched?.close();
+        throw givenUp();
+      }
       const key = domain?.openKey() ?? migrationKey(this.details.token);
       if (domain !== undefined) this.#claim = claimDomain(domain, key, this.state.migration);
       this.#domain = domain;
-      const tags = new GuestTags({ record, key, pool: tagPool, log });
-      const scan = new GuestScan(tags, { tracking: () => vmm.tracking?.() ?? Promise.resolve('hints') });
+      // its tags are made with a key of its own
+      if (watched !== undefined) key.close();
+      const tags = watched ?? new GuestTags({ record, key, pool: tagPool, log });
+      const scan = new GuestScan(tags, {
+        tracking: () => vmm.tracking?.() ?? Promise.resolve('hints'),
+        constant: vmm.constantDevices === true,
+      });
       this.#scan = scan;
       await scan.build();
-      if (this.state.at !== 'preparing')
-        throw new PagetideError('PT_CANCELLED', 'the migration was given up meanwhile');
+      if (!this.#isPreparing()) throw givenUp();
     }
     const { manifest } = this.#scan;
     const chunks = encodeTagRuns(manifest.chunkTags(), 0, manifest.chunks).toString('base64');
@@ -450,6 +459,10 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       manifest: { version: TAG_VERSION, frames: manifest.frames, chunks },
       ...(this.#claim === undefined ? {} : { domain: this.#claim }),
     };
+  }
+
+  #isPreparing(): boolean {
+    return !this.closed && this.state.at === 'preparing';
   }
 
   /** The page server keeps what is told, and tells it to every connection that comes: once is enough. */
@@ -598,4 +611,8 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
 
 function round(ms: number): number {
   return Math.round(ms * 1000) / 1000;
+}
+
+function givenUp(): PagetideError {
+  return new PagetideError('PT_CANCELLED', 'the migration was given up meanwhile');
 }

@@ -2,7 +2,8 @@
  * What this host keeps of guests' pages beyond the guests themselves, by domain: the shared-page cache, the chunks of
  * manifests that it knows, and the history of guests that left.
  *
- *   arriving guest: openKey ──► hits from the cache, misses into it (memory/named-pages.ts), chunks that are known
+ *   arriving guest: openKey ──► hits from the cache and from guests that run here, misses into the cache (memory/named-pages.ts),
+ *                   chunks that are known
  *   leaving guest:  leave ── its VMM ends, the source acknowledges ── keep ──► manifest and pages, behind everything else
  *   domain removed: key forgotten ──► pages, chunks and manifests erased
  *
@@ -18,6 +19,7 @@ import type { History, HistoryLimits } from '../pages/history.ts';
 import type { KeepPool } from '../pages/keep-pool.ts';
 import type { KeepTask, Kept } from '../pages/keep-task.ts';
 import type { Manifest } from '../pages/manifest.ts';
+import type { ResidentIndex } from '../pages/resident.ts';
 import { TAG_PAGE } from '../pages/tags.ts';
 import { migrationKey, type GuestKey } from './arriving-names.ts';
 import { checkClaim, type Domain, type Domains } from './domains.ts';
@@ -31,6 +33,8 @@ const WORTH = 1;
 export interface SharedPagesParts {
   domains: Domains;
   cache: PageCache | undefined;
+  /** Pages of the guests that run here; undefined: there is no room for it. */
+  resident: ResidentIndex | undefined;
   chunks: ChunkStore;
   history: History;
   historyPlace: { folder: string; limits: HistoryLimits };
@@ -49,6 +53,7 @@ export interface Leaving {
 export class SharedPages {
   readonly chunks: ChunkStore;
   readonly cache: PageCache | undefined;
+  readonly resident: ResidentIndex | undefined;
   readonly #parts: SharedPagesParts;
   /** Of which the cache has the key: by number. */
   readonly #keyed = new Set<number>();
@@ -58,6 +63,7 @@ export class SharedPages {
     this.#parts = parts;
     this.chunks = parts.chunks;
     this.cache = parts.cache;
+    this.resident = parts.resident;
     parts.domains.onRemoved((domain) => this.#remove(domain));
   }
 
@@ -83,6 +89,11 @@ export class SharedPages {
     return domain;
   }
 
+  /** Calls back after a domain was removed, and all that is kept here of it. */
+  onRemoved(callback: () => void): void {
+    this.#parts.domains.onRemoved(callback);
+  }
+
   /** Whether what a source claims can be taken on. @throws PagetideError `PT_DOMAIN_UNKNOWN`, `PT_DOMAIN_SECRET` */
   check({ domain, migration }: Pick<PrepareRequest, 'domain' | 'migration'>): void {
     if (domain !== undefined) checkClaim(this.#parts.domains, domain, migration);
@@ -93,7 +104,8 @@ export class SharedPages {
     if (claim === undefined) return { key: migrationKey(source.token), shared: undefined };
     const domain = checkClaim(this.#parts.domains, claim, migration);
     this.#giveKey(domain);
-    return { key: domain.openKey(), shared: { cache: this.cache?.id ?? 0, domain: domain.id } };
+    const resident = this.resident?.lookups(domain.id) ?? 0;
+    return { key: domain.openKey(), shared: { cache: this.cache?.id ?? 0, resident, domain: domain.id } };
   }
 
   /**
@@ -204,6 +216,7 @@ export class SharedPages {
   #remove({ name, id }: { name: string; id: number }): void {
     const { history, log } = this.#parts;
     this.chunks.removeDomain(id);
+    this.resident?.removeDomain(id);
     history.removeDomain(name);
     this.#keyed.delete(id);
     if (this.cache === undefined) return;

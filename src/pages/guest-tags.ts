@@ -227,13 +227,21 @@ export class GuestTags {
     }
   }
 
+  /** Takes the guest out of the resident index, and lists nothing of it any more. When this returns, nobody reads from it. */
+  unlist(): void {
+    for (const file of this.#files) {
+      file.listing?.remove();
+      file.listing = undefined;
+    }
+  }
+
   /** Ends whatever is under way, and tracking; takes the guest out of the resident index; closes the key. Idempotent. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
     this.#abort.abort();
     this.#untrack();
-    for (const { listing } of this.#files) listing?.remove();
+    this.unlist();
     // a worker may be reading from them still
     void this.#tagging.finally(() => {
       for (const { fd } of this.#files) closeSync(fd);

@@ -51,10 +51,15 @@ const DAY_MS = 86_400_000;
 export class GuestWatch {
   /** Resolves when it watches no more, for whatever reason. */
   readonly ended: Promise<void>;
+  /** Resolves to true when the first pass is done, and with it every frame is tagged; to false when it ends before. */
+  readonly tagged: Promise<boolean>;
   readonly #options: GuestWatchOptions;
   readonly #settings: WatchSettings;
   readonly #tags: GuestTags;
   readonly #stop = new AbortController();
+  readonly #stopping = new Promise<undefined>((resolve) => {
+    this.#stop.signal.addEventListener('abort', () => resolve(undefined), { once: true });
+  });
   readonly #waiters: (() => void)[] = [];
   #passes = 0;
   #tagged = 0;
@@ -77,7 +82,9 @@ export class GuestWatch {
       throw error;
     }
     this.#tags = new GuestTags(options);
+    const first = new Promise<void>((resolve) => this.#waiters.push(resolve));
     this.ended = this.#run();
+    this.tagged = Promise.race([first, this.ended]).then(() => this.#passes > 0);
   }
 
   get stats(): WatchStats {
@@ -167,12 +174,13 @@ export class GuestWatch {
     tags.dropHoles();
     await this.#pace.pause(performance.now() - began);
     if (!tags.tracked) await tags.track();
-    else if ((await this.#tracking()) === 'hints') tags.markAll();
+    else if ((await this.#tracking()) === 'hints' && !this.#stopped) tags.markAll();
   }
 
   async #tracking(): Promise<WriteTracking> {
     try {
-      return (await this.#options.tracking?.()) ?? 'hints';
+      // a VMM that takes its time holds up nobody who waits for the end of this
+      return (await Promise.race([this.#options.tracking?.(), this.#stopping])) ?? 'hints';
     } catch (error) {
       // a VMM that doesn't answer just now: what is always right
       this.#options.log.debug({ error: asPagetideError(error).message }, 'the VMM did not tell of its disks');

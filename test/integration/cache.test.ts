@@ -42,9 +42,13 @@ function clusterOf(t: Test): Cluster {
   return cluster;
 }
 
+/** Of whom this is about the cache alone: they take nothing from guests that run there. */
+const alone = { watch: { cpu: 0 } };
+
 async function pair(t: Test, cache: Record<string, unknown> = { size: '64M' }): Promise<[TestAgent, TestAgent]> {
   const cluster = clusterOf(t);
-  const [a, b] = await Promise.all([cluster.agent('a', { cache }), cluster.agent('b', { cache })]);
+  const config = { cache, ...alone };
+  const [a, b] = await Promise.all([cluster.agent('a', config), cluster.agent('b', config)]);
   for (const domain of ['shop', 'other']) await share(domain, a, b);
   return [a, b];
 }
@@ -90,7 +94,7 @@ const fileOf = (agent: TestAgent): string => join(agent.memoryFolder, 'shared-pa
 /** A guest that arrives slowly; another, alike, has not left yet. */
 async function underWay(t: Test): Promise<{ a: TestAgent; b: TestAgent; id: string }> {
   const cluster = clusterOf(t);
-  const config = { cache: { size: '64M' }, fill: { bandwidth: 2 * 2 ** 20 } };
+  const config = { cache: { size: '64M' }, fill: { bandwidth: 2 * 2 ** 20 }, ...alone };
   const [a, b] = await Promise.all([cluster.agent('a', { cache: { size: '64M' } }), cluster.agent('b', config)]);
   await share('shop', a, b);
   await startGuest(a, 'first', alike, 'shop');

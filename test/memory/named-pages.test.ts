@@ -23,7 +23,7 @@ function namesOf(t: Test, pages: Buffer): NamedPagesSpec {
   native().tagPages(key.id, pages, frames, tags);
   const rings = noDuplicates(frames);
   linkDuplicates(tags, rings);
-  return { tags: arena, next: rings.next, first: rings.first, key: key.id, cache: 0, domain: 0 };
+  return { tags: arena, next: rings.next, first: rings.first, key: key.id, cache: 0, resident: 0, domain: 0 };
 }
 
 /** Page `n` is full of `of[n]`. */

@@ -1,5 +1,5 @@
 /** Domains and what is kept for them: claims, keys, warming, and that a removed domain leaves nothing. */
-import { mkdirSync, readFileSync, writeFileSync, existsSync, unlinkSync } from 'node:fs';
+import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync, existsSync, unlinkSync } from 'node:fs';
 import { join } from 'node:path';
 import { pino } from 'pino';
 import t, { type Test } from 'tap';
@@ -12,6 +12,7 @@ import { ChunkStore } from '../../src/pages/chunk-store.ts';
 import { History } from '../../src/pages/history.ts';
 import { KeepPool } from '../../src/pages/keep-pool.ts';
 import { CHUNK_FRAMES, Manifest } from '../../src/pages/manifest.ts';
+import { copyResident, ResidentIndex } from '../../src/pages/resident.ts';
 import { encodeTagRuns } from '../../src/pages/tag-runs.ts';
 import { DomainKey, TAG_BYTES, TAG_PAGE, TAG_VERSION } from '../../src/pages/tags.ts';
 import { makePage, openCache } from '../pages/support.ts';
@@ -47,8 +48,10 @@ function open(t: Test, domains: Domains, slots = 256) {
   const history = new History(historyPlace.folder, historyPlace.limits);
   const chunks = new ChunkStore(2 ** 20);
   const log = pino({ level: 'silent' });
-  const shared = new SharedPages({ domains, cache, chunks, history, historyPlace, keeper, log });
-  return { shared, cache, history, chunks, folder, path };
+  const resident = ResidentIndex.open(4096);
+  t.teardown(() => resident.close());
+  const shared = new SharedPages({ domains, cache, resident, chunks, history, historyPlace, keeper, log });
+  return { shared, cache, resident, history, chunks, folder, path };
 }
 
 /** A memory file of pages `from` …, every fourth of them a hole; with its manifest. */
@@ -107,6 +110,7 @@ void t.test('what a guest leaves behind outlives its memory file', async (t) => 
   const again = new SharedPages({
     domains,
     cache: undefined,
+    resident: undefined,
     chunks: fresh,
     history,
     historyPlace: { folder: join(folder, 'history'), limits: { guests: 4, bytes: 2 ** 20 } },
@@ -157,7 +161,7 @@ void t.test('a guest that is dropped is not kept', async (t) => {
 
 void t.test('a domain that is removed leaves no page, no chunk, no manifest, and no other loses any', async (t) => {
   const domains = domainsOf('shop', 'bank');
-  const { shared, cache, history, chunks, folder, path } = open(t, domains);
+  const { shared, cache, resident, history, chunks, folder, path } = open(t, domains);
   const shop = shared.domain('shop')!;
   const bank = shared.domain('bank')!;
   const mine = guestOf(folder, 'mine', shop, 0, 40);
@@ -165,7 +169,24 @@ void t.test('a domain that is removed leaves no page, no chunk, no manifest, and
   await shared.leave(mine.record, 'mine', shop, mine.manifest)!.keep();
   await shared.leave(theirs.record, 'theirs', bank, theirs.manifest)!.keep();
   t.equal(held(cache, mine.manifest), 30);
+  for (const [domain, guest] of [
+    [shop, mine],
+    [bank, theirs],
+  ] as const) {
+    const [key, fd] = [domain.openKey(), openSync(guest.path, 'r')];
+    resident.add({ domain: domain.id, key, fd, frames: 40 }).set(0, 40, guest.manifest.tags);
+    key.close();
+    closeSync(fd);
+  }
+  const runs = (domain: Domain, { manifest }: { manifest: Manifest }): boolean =>
+    copyResident(resident.lookups(domain.id), manifest.tags, 0, new Uint8Array(TAG_PAGE));
+  t.ok(runs(shop, mine));
+  let told = 0;
+  shared.onRemoved(() => told++);
   domains.remove('shop');
+  t.equal(told, 1);
+  t.notOk(runs(shop, mine), 'nor of a guest that runs here');
+  t.ok(runs(bank, theirs));
   t.equal(held(cache, mine.manifest), 0);
   t.equal(held(cache, theirs.manifest), 30);
   t.equal(chunks.get(shop.id, mine.manifest.chunkTags(), 0), undefined);
@@ -233,7 +254,7 @@ void t.test('a chunk that is known is taken only where its length fits', (t) => 
   short.touch(0, 5);
   known.add(domain, short);
   const name = short.chunkTags();
-  const key = { key: new DomainKey(Buffer.alloc(32, 1)), shared: { cache: 0, domain } };
+  const key = { key: new DomainKey(Buffer.alloc(32, 1)), shared: { cache: 0, resident: 0, domain } };
   const names = ArrivingNames.create(join(scratch(t), 'tags'), CHUNK_FRAMES + 5, key);
   t.teardown(() => names.close());
   // a source that names the short chunk in both places, the first of them a whole one

@@ -36,13 +36,14 @@ export function descriptors(pid: number): string[] {
 }
 
 /** Bytes of a process that are registered with a userfaultfd (`um`: missing, `uw`: write-protect). */
-export function registeredBytes(pid: number): number {
+export function registeredBytes(pid: number, flags = 'um|uw'): number {
+  const registered = new RegExp(`^VmFlags:.* (${flags})( |$)`);
   let bytes = 0;
   let size = 0;
   for (const line of readFileSync(`/proc/${pid}/smaps`, 'latin1').split('\n')) {
     const head = /^([0-9a-f]+)-([0-9a-f]+) /.exec(line);
     if (head !== null) size = Number(BigInt(`0x${head[2]!}`) - BigInt(`0x${head[1]!}`));
-    else if (/^VmFlags:.* (um|uw)( |$)/.test(line)) bytes += size;
+    else if (registered.test(line)) bytes += size;
   }
   return bytes;
 }

@@ -44,6 +44,8 @@ export class EmbeddedVmm implements Vmm {
     }
   }
 
+  readonly constantDevices = true;
+
   /** It has no devices: its own threads are all that writes. */
   tracking(): Promise<WriteTracking> {
     return Promise.resolve('exact');
