@@ -1,7 +1,8 @@
 /**
- * `npm run chaos -- [--runs 100] [--seed N] [--memory 64M] [--json]`: migrates a loaded guest to and fro between two real
+ * `npm run chaos -- [--runs 100] [--seed N] [--memory 64M] [--cache 16M] [--json]`: migrates a loaded guest to and fro between two real
  * agents, kills agents (-9) at random moments, restarts them, and checks after each run that nothing was lost, doubled or
- * left over. Ends with exit code 1 at the first run that does not hold; its seed begins the same run again.
+ * left over. With --cache the guest is of a domain, and each agent has a shared-page cache of that size: smaller than the guest,
+ * so that pages are evicted all the time; it is opened again after each kill. Ends with exit code 1 at the first run that does not hold; its seed begins the same run again.
  */
 import { parseArgs } from 'node:util';
 import { asPagetideError, PagetideError } from '../src/errors.ts';
@@ -9,14 +10,14 @@ import { parseSize } from '../src/agent/units.ts';
 import { calmRun, chaosRun, planOf, type RunResult } from '../test/support/chaos.ts';
 import { chaosCluster } from '../test/support/chaos-cluster.ts';
 
-const USAGE = 'npm run chaos -- [--runs N] [--seed N] [--memory SIZE] [--json]';
+const USAGE = 'npm run chaos -- [--runs N] [--seed N] [--memory SIZE] [--cache SIZE] [--json]';
 
 function bad(message: string): PagetideError {
   return new PagetideError('PT_BAD_ARGUMENT', message, { hint: USAGE });
 }
 
-function parse(args: string[]): { runs: number; seed: number; memory: number; json: boolean } {
-  let values: { runs: string; seed?: string; memory: string; json: boolean };
+function parse(args: string[]): { runs: number; seed: number; memory: number; cache: number; json: boolean } {
+  let values: { runs: string; seed?: string; memory: string; cache: string; json: boolean };
   try {
     ({ values } = parseArgs({
       args,
@@ -24,6 +25,7 @@ function parse(args: string[]): { runs: number; seed: number; memory: number; js
         runs: { type: 'string', default: '100' },
         seed: { type: 'string' },
         memory: { type: 'string', default: '64M' },
+        cache: { type: 'string', default: '0' },
         json: { type: 'boolean', default: false },
       },
     }));
@@ -36,8 +38,10 @@ function parse(args: string[]): { runs: number; seed: number; memory: number; js
   };
   const memory = parseSize(values.memory);
   if (memory === undefined) throw bad(`--memory ${values.memory}: bytes, or with K, M, G`);
+  const cache = parseSize(values.cache);
+  if (cache === undefined) throw bad(`--cache ${values.cache}: bytes, or with K, M, G`);
   const seed = values.seed === undefined ? Math.floor(Math.random() * 1e9) : whole(values.seed, 'seed', 0);
-  return { runs: whole(values.runs, 'runs', 1), seed, memory, json: values.json };
+  return { runs: whole(values.runs, 'runs', 1), seed, memory, cache, json: values.json };
 }
 
 function median(values: readonly number[]): number {
@@ -45,7 +49,7 @@ function median(values: readonly number[]): number {
 }
 
 async function main(): Promise<void> {
-  const { runs, seed, memory, json } = parse(process.argv.slice(2));
+  const { runs, seed, memory, cache, json } = parse(process.argv.slice(2));
   const teardowns: (() => Promise<void>)[] = [];
   const close = async (): Promise<void> => {
     for (const step of teardowns.splice(0).reverse()) await step();
@@ -59,7 +63,7 @@ async function main(): Promise<void> {
   const began = performance.now();
   let failure: string | undefined;
   try {
-    const { cluster, guest } = await chaosCluster({ teardown: (fn) => teardowns.push(fn) }, memory);
+    const { cluster, guest } = await chaosCluster({ teardown: (fn) => teardowns.push(fn) }, memory, cache);
     const calmMs = await calmRun(cluster, guest);
     console.error(`seed ${seed}, ${runs} runs; undisturbed, a migration takes ${calmMs.toFixed(0)} ms`);
     for (let run = 0; run < runs; run++) {
@@ -91,7 +95,7 @@ async function main(): Promise<void> {
   if (failure !== undefined) process.exitCode = 1;
   if (json) {
     console.log(
-      JSON.stringify({ chaos: summary, seed, memory, results, ...(failure === undefined ? {} : { failure }) }),
+      JSON.stringify({ chaos: summary, seed, memory, cache, results, ...(failure === undefined ? {} : { failure }) }),
     );
     return;
   }

@@ -1,7 +1,9 @@
 /**
- * `npm run demo [-- --guest qemu] [--memory 256M] [--json]`: two agents on this machine, a guest under load, migrated by
- * post-copy while it runs, verified by itself, and the report. No root where the kernel lets anyone create a userfaultfd
- * for its own process, no hypervisor for the embedded guest. Nothing is left behind.
+ * `npm run demo [-- --guest qemu] [--memory 256M] [--json]`: two agents on this machine, and guests under load, migrated by
+ * post-copy while they run, each verified by itself: one to a host that knows nothing of it, a sibling of it to the same host,
+ * and the first one back. The three reports beside each other; with --json each is a line, that of the way back the last. No
+ * root where the kernel lets anyone create a userfaultfd for its own process, no hypervisor for the embedded guest. Nothing is
+ * left behind.
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
@@ -18,18 +20,22 @@ import { projectRoot } from './lib/references.ts';
 const CLI = fileURLToPath(new URL('../src/cli/main.js', import.meta.url));
 const READY_MS = 30_000;
 
+const DOMAIN = 'demo';
+
 type Undo = (() => unknown)[];
 
+interface DemoAgent {
+  url: string;
+  control: string;
+  client: AgentClient;
+}
+
 /** Starts an agent of its own folders; resolves when it is ready. */
-async function startAgent(
-  undo: Undo,
-  root: string,
-  shm: string,
-  name: string,
-): Promise<{ url: string; client: AgentClient }> {
+async function startAgent(undo: Undo, root: string, shm: string, name: string, cacheBytes: number): Promise<DemoAgent> {
   const state = join(root, name);
   const config = join(root, `${name}.json`);
-  writeFileSync(config, JSON.stringify({ memoryFolder: join(shm, name), log: { level: 'warn' } }));
+  const cache = { size: String(cacheBytes) };
+  writeFileSync(config, JSON.stringify({ memoryFolder: join(shm, name), cache, log: { level: 'warn' } }));
   const args = ['agent', '--listen', '127.0.0.1:0', '--state', state, '--name', name, '--config', config, '--json'];
   const child = spawn(process.execPath, [CLI, ...args], { stdio: ['ignore', 'pipe', 'inherit'] });
   const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()));
@@ -54,7 +60,7 @@ async function startAgent(
       reject(new PagetideError('PT_INTERNAL', `agent ${name} ended before it was ready`));
     });
   });
-  return { url: ready.url, client: new AgentClient(`unix:${ready.control}`) };
+  return { ...ready, client: new AgentClient(`unix:${ready.control}`) };
 }
 
 /** Options of the QEMU test guest, built on first use. */
@@ -115,34 +121,66 @@ async function main(undo: Undo): Promise<void> {
     rmSync(shm, { recursive: true, force: true });
   });
 
-  say('Starting two agents, a and b, on this machine.');
-  const a = await startAgent(undo, root, shm, 'a');
-  const b = await startAgent(undo, root, shm, 'b');
+  say('Starting two agents, a and b, on this machine, with a domain whose guests may share pages.');
+  const [a, b] = await Promise.all(['a', 'b'].map((name) => startAgent(undo, root, shm, name, memory)));
+  await a!.client.createDomain(DOMAIN);
+  await a!.client.grantDomain(DOMAIN, `unix:${b!.control}`);
   const options = driver === 'qemu' ? qemuOptions(memory / 2 ** 20) : { memory };
-  say(`Starting a guest of ${values.memory} under load at agent a (${driver}).`);
-  await a.client.runGuest({ name: 'demo', driver, options });
-  undo.push(async () => {
-    for (const { client } of [a, b]) await client.removeGuest('demo').catch(() => undefined);
-  });
-  if (driver === 'qemu') {
+  const start = async (name: string): Promise<void> => {
+    say(`Starting guest ${name}, ${values.memory} under load, at agent a (${driver}).`);
+    await a!.client.runGuest({ name, driver, options, domain: DOMAIN });
+    undo.push(async () => {
+      for (const { client } of [a!, b!]) await client.removeGuest(name).catch(() => undefined);
+    });
+    if (driver === 'embedded') return;
     say('Waiting until it has booted and checks its own pages.');
-    await until(async () => ((await a.client.showGuest('demo')).stats?.operations ?? 0) > 0, 120_000);
-  }
+    await until(async () => ((await a!.client.showGuest(name)).stats?.operations ?? 0) > 0, 120_000);
+  };
+  const move = async (name: string, from: DemoAgent, to: DemoAgent): Promise<MigrationReport> => {
+    const { id } = await from.client.migrate({ guest: name, to: to.url, mode: 'post-copy', verify: true });
+    return finished(from.client, id, say);
+  };
 
-  say('Migrating it to agent b by post-copy, while it runs.');
-  const { id } = await a.client.migrate({ guest: 'demo', to: b.url, mode: 'post-copy', verify: true });
-  const report = await finished(a.client, id, say);
-  const { frames, bytes, ms, faults } = report;
+  await start('web1');
+  say('Migrating web1 to agent b by post-copy, while it runs.');
+  const cold = await move('web1', a!, b!);
+  await start('web2');
+  say('Migrating web2, which is like web1, to agent b.');
+  const sibling = await move('web2', a!, b!);
+  say('Migrating web1 back to agent a, which it has left before.');
+  const back = await move('web1', b!, a!);
+
+  const reports = { 'first, cold': cold, 'its sibling': sibling, 'coming back': back };
   say('');
-  say(
-    `verified     ${report.verified === true ? 'yes: the guest checked every page of its own' : String(report.verified)}`,
-  );
-  say(`frames       ${frames.total}: ${frames.zero} zero, ${frames.source} from the source`);
-  say(`network      ${(bytes.wire / 2 ** 20).toFixed(1)} MiB for ${(bytes.raw / 2 ** 20).toFixed(1)} MiB of pages`);
-  say(`downtime     ${ms.downtime.toFixed(1)} ms of ${ms.total.toFixed(0)} ms in all`);
-  say(`faults       ${faults.count}, p50 ${faults.p50Us.toFixed(0)} µs, p99 ${faults.p99Us.toFixed(0)} µs`);
-  if (values.json) process.stdout.write(`${JSON.stringify(report)}\n`);
-  if (report.verified !== true) throw new PagetideError('PT_VERIFY_FAILED', 'the guest is not verified');
+  say(table(reports));
+  const all = Object.values(reports);
+  if (values.json) for (const report of all) process.stdout.write(`${JSON.stringify(report)}\n`);
+  if (all.some(({ verified }) => verified !== true))
+    throw new PagetideError('PT_VERIFY_FAILED', 'a guest is not verified');
+}
+
+/** The reports beside each other. */
+function table(reports: Record<string, MigrationReport>): string {
+  const mib = (bytes: number): string => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+  const rows: [string, (report: MigrationReport) => string][] = [
+    ['verified', ({ verified }) => (verified === true ? 'yes, by itself' : String(verified))],
+    ['frames', ({ frames }) => String(frames.total)],
+    ['  zero', ({ frames }) => String(frames.zero)],
+    ['  from the cache', ({ frames }) => String(frames.cache)],
+    ["  in guests' memory", ({ frames }) => String(frames.resident)],
+    ['  repeated', ({ frames }) => String(frames.duplicate)],
+    ['  from peers', ({ frames }) => String(frames.peer)],
+    ['  from the source', ({ frames }) => String(frames.source)],
+    ['network', ({ bytes }) => mib(bytes.wire)],
+    ['downtime', ({ ms }) => `${ms.downtime.toFixed(1)} ms`],
+    ['in all', ({ ms }) => `${ms.total.toFixed(0)} ms`],
+    ['faults', ({ faults }) => String(faults.count)],
+    ['  median stall', ({ faults }) => `${faults.p50Us.toFixed(0)} µs`],
+    ['  p99', ({ faults }) => `${faults.p99Us.toFixed(0)} µs`],
+  ];
+  const columns = Object.values(reports);
+  const lines = [['', ...Object.keys(reports)], ...rows.map(([name, show]) => [name, ...columns.map(show)])];
+  return lines.map(([name, ...cells]) => name!.padEnd(20) + cells.map((cell) => cell.padStart(16)).join('')).join('\n');
 }
 
 async function finished(client: AgentClient, id: string, say: (text: string) => void): Promise<MigrationReport> {
