@@ -16,6 +16,7 @@
  *   pagetide.set=50        percent of the pages that are rewritten
  *   pagetide.beat=50       milliseconds between heartbeats
  *   pagetide.seed=1        makes rewritten pages of one guest differ from another's
+ *   pagetide.template=0    makes all pages, those from the start too, differ from those of guests with another number
  *
  * Self-check channel: the second serial port (ttyS1), lines of ASCII.
  *   guest  beat N CHAIN OPERATIONS        unasked; N counts from 1, CHAIN is hexadecimal
@@ -62,7 +63,7 @@ static uint64_t pages;
 static int workers;
 static struct worker worker[MAX_WORKERS];
 static long zero_percent, set_percent, beat_ms;
-static uint64_t seed;
+static uint64_t seed, template;
 static atomic_long rate;
 
 static atomic_ulong wrong_count; /* sticky: a page that was wrong once stays reported */
@@ -84,7 +85,9 @@ static uint64_t entry(uint64_t page, uint32_t gen) { return mix(page * 0x1000000
 static bool is_zero(uint64_t page, uint32_t gen) { return (long)(mix(page) % 100) < zero_percent && gen % 4 == 0; }
 
 /* First half unpredictable, second half one word over and over: it compresses to about a half. */
-static uint64_t first_word(uint64_t page, uint32_t gen) { return entry(page, gen) ^ (gen ? mix(seed) : 0); }
+static uint64_t first_word(uint64_t page, uint32_t gen) {
+  return entry(page, gen) ^ (gen ? mix(seed) : 0) ^ (template ? mix(~template) : 0);
+}
 
 static void fill(uint64_t page, uint32_t gen) {
   uint64_t *p = memory + page * WORDS;
@@ -277,6 +280,7 @@ int main(void) {
   set_percent = option(command_line, "set", 50, 1, 100);
   beat_ms = option(command_line, "beat", 50, 1, 10000);
   seed = option(command_line, "seed", 1, 0, 1 << 30);
+  template = option(command_line, "template", 0, 0, 1 << 30);
   atomic_store(&rate, option(command_line, "rate", 200, 0, 10000000));
   workers = get_nprocs();
   if (workers > MAX_WORKERS) workers = MAX_WORKERS;
