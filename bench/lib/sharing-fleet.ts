@@ -44,16 +44,15 @@ export function requireQemu(): void {
   });
 }
 
-/** A source and a destination of one domain, with empty caches. Their names end in `suffix`. */
+/** A source without a cache, and a destination with an empty one, of one domain. Their names end in `suffix`. */
 export async function startPair(
   cluster: Cluster,
   suffix: string,
   cacheBytes: number,
 ): Promise<{ source: TestAgent; destination: TestAgent }> {
-  const config = { cache: { size: cacheBytes } };
   process.env[TEST_DOMAINS] ??= JSON.stringify({ [DOMAIN]: randomBytes(32).toString('hex') });
-  const source = await cluster.agent(`a${suffix}`, config);
-  const destination = await cluster.agent(`b${suffix}`, config);
+  const source = await cluster.agent(`a${suffix}`);
+  const destination = await cluster.agent(`b${suffix}`, { cache: { size: cacheBytes } });
   return { source, destination };
 }
 
