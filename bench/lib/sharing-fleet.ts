@@ -1,10 +1,9 @@
 /** Two agents that share pages, and real guests that move from the one to the other. */
-import { randomBytes } from 'node:crypto';
 import { PagetideError } from '../../src/errors.ts';
 import type { GuestInfo } from '../../src/agent/service.ts';
 import type { MigrationReport } from '../../src/migration/types.ts';
-import { TEST_DOMAINS } from '../../src/agent/test-domains.ts';
 import type { Cluster, TestAgent } from '../../test/support/cluster.ts';
+import { share } from '../../test/support/domains.ts';
 import { migrate, reportFaults, until } from '../../test/support/migrate.ts';
 import { guestOptions, needsQemu } from '../../test/support/qemu-guest.ts';
 
@@ -44,15 +43,19 @@ export function requireQemu(): void {
   });
 }
 
-/** A source without a cache, and a destination with an empty one, of one domain. Their names end in `suffix`. */
+/**
+ * A source without a cache, and a destination with an empty one, of one domain. Their names end in `suffix`. Guests are not
+ * watched: what a sibling saves is what the cache has.
+ */
 export async function startPair(
   cluster: Cluster,
   suffix: string,
   cacheBytes: number,
 ): Promise<{ source: TestAgent; destination: TestAgent }> {
-  process.env[TEST_DOMAINS] ??= JSON.stringify({ [DOMAIN]: randomBytes(32).toString('hex') });
-  const source = await cluster.agent(`a${suffix}`);
-  const destination = await cluster.agent(`b${suffix}`, { cache: { size: cacheBytes } });
+  const watch = { cpu: 0 };
+  const source = await cluster.agent(`a${suffix}`, { watch });
+  const destination = await cluster.agent(`b${suffix}`, { watch, cache: { size: cacheBytes } });
+  await share(DOMAIN, source, destination);
   return { source, destination };
 }
 

@@ -129,7 +129,7 @@ class Agent implements TestAgent {
     writeFileSync(file, JSON.stringify({ memoryFolder: this.memoryFolder, log: { level: 'info' }, ...this.#config }));
     const args = ['agent', '--listen', `127.0.0.1:${this.#port}`, '--state', this.state, '--name', this.name];
     const [program, ...first] = [...this.#prefix, process.execPath];
-    const child = spawn(program!, [...first, cli, ...args, '--config', file, '--json'], {
+    const child = spawn(program, [...first, cli, ...args, '--config', file, '--json'], {
       stdio: ['ignore', 'pipe', 'pipe'],
     });
     this.#child = child;

@@ -25,7 +25,13 @@ export function addRoutes(app: FastifyInstance, service: AgentService, events: E
   addPeerRoutes(typed, service);
 }
 
-export type TypedApp = FastifyInstance<RawServerDefault, IncomingMessage, ServerResponse, FastifyBaseLogger, ZodTypeProvider>;
+export type TypedApp = FastifyInstance<
+  RawServerDefault,
+  IncomingMessage,
+  ServerResponse,
+  FastifyBaseLogger,
+  ZodTypeProvider
+>;
 
 function addHostRoutes(app: TypedApp, service: AgentService): void {
   const tags = ['host'];
