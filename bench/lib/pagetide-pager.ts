@@ -15,6 +15,7 @@ import { HandoverListener } from '../../src/memory/handover.ts';
 import { native } from '../../src/memory/native.ts';
 import type { PagesSpec } from '../../src/memory/worker-messages.ts';
 import { WorkerPools } from '../../src/memory/worker-pools.ts';
+import { takeCertificates } from './certificates.ts';
 
 export type PagerSource =
   | { kind: 'slots'; arena: string; table: string }
@@ -26,6 +27,8 @@ export interface PagerArguments {
   guests: number;
   spinUs: number;
   source: PagerSource;
+  /** Folder of a host's certificate, for a source that speaks TLS. */
+  certificates?: string | undefined;
 }
 
 const PAGE = 4096;
@@ -52,6 +55,7 @@ function pagesOf(source: PagerSource): PagesSpec {
 
 async function main(): Promise<void> {
   const options = JSON.parse(process.argv[2]!) as PagerArguments;
+  takeCertificates(options.certificates);
   const pages = pagesOf(options.source);
   const pools = new WorkerPools(options.guests);
   const listener = new HandoverListener(options.socket);

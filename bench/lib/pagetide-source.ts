@@ -1,21 +1,25 @@
 /**
  * Pagetide's page server over one memory file, as a program of its own: the source of the miss bench.
  *
- *   node pagetide-source.js '{"memory":…,"frames":N,"migration":…,"token":…}'
+ *   node pagetide-source.js '{"memory":…,"frames":N,"migration":…,"token":…,"certificates":…}'
  *
  * stdout: {"event":"ready","url":…}. Ends with its stdin.
  */
 import { PageServer } from '../../src/transport/page-server.ts';
+import { takeCertificates } from './certificates.ts';
 
 export interface SourceArguments {
   memory: string;
   frames: number;
   migration: string;
   token: string;
+  /** Folder of a host's certificate: it speaks TLS. Undefined: plain HTTP. */
+  certificates?: string | undefined;
 }
 
 async function main(): Promise<void> {
-  const { memory, frames, migration, token } = JSON.parse(process.argv[2]!) as SourceArguments;
+  const { memory, frames, migration, token, certificates } = JSON.parse(process.argv[2]!) as SourceArguments;
+  takeCertificates(certificates);
   const server = await PageServer.start({ host: '127.0.0.1', port: 0, controlSocket: '/nonexistent/control.sock' });
   const files = [{ path: memory, size: frames * 4096, offset: 0 }];
   await server.offer({ migration, token, pageSize: 4096, frames, files });
