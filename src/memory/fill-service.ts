@@ -468,6 +468,6 @@ function rest(batch: FilledBatch, i: number, frame: number, index: number, offse
   for (let r = 1; r < runs.length; r += 2) frames += runs[r]!;
   const zero = new Uint8Array((frames + 7) >> 3);
   for (let n = 0; n < frames; n++) if (bit(batch.zero, index + n)) zero[n >> 3]! |= 1 << (n & 7);
-  // a copy: the pages may lie in memory that the connection uses again
-  return { runs, zero, pages: batch.pages.slice(offset), wireBytes: 0 };
+  // a copy, as the pages may lie in memory that the connection uses again; `slice` of a Buffer would be none
+  return { runs, zero, pages: new Uint8Array(batch.pages.subarray(offset)), wireBytes: 0 };
 }

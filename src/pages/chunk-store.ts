@@ -36,7 +36,8 @@ export class ChunkStore {
       const known = this.#chunks.get(name);
       const first = index * CHUNK_FRAMES;
       const tags =
-        known?.tags ?? manifest.tags.slice(first * TAG_BYTES, (first + manifest.framesOf(index)) * TAG_BYTES);
+        known?.tags ??
+        new Uint8Array(manifest.tags.subarray(first * TAG_BYTES, (first + manifest.framesOf(index)) * TAG_BYTES));
       this.#chunks.delete(name);
       this.#chunks.set(name, { domain, tags });
     }

@@ -271,7 +271,7 @@ export class GuestTags {
   async #tag(file: OpenFile, first: number, count: number, here: boolean): Promise<void> {
     const from = file.first + first;
     const { manifest } = this;
-    const before = manifest.tags.slice(from * TAG_BYTES, (from + count) * TAG_BYTES);
+    const before = new Uint8Array(manifest.tags.subarray(from * TAG_BYTES, (from + count) * TAG_BYTES));
     this.#due.fill(0, from, from + count);
     try {
       if (this.#closed) throw new PagetideError('PT_CANCELLED', 'tagging was cancelled');

@@ -129,7 +129,7 @@ export class FakeSession implements FaultSession {
       if (!needsContent(this.table[f]!)) return 'skip';
       const at = byteOffset + (f - frame) * FAKE_PAGE;
       if (at + FAKE_PAGE > source.length) throw new RangeError(`no page for frame ${f} in the source`);
-      this.put(f, source.slice(at, at + FAKE_PAGE));
+      this.put(f, Uint8Array.from(source.subarray(at, at + FAKE_PAGE)));
       this.installs[f]!++;
       return 'done';
     });

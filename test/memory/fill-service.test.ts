@@ -69,7 +69,11 @@ function remote(frames: number, options: Partial<FillOptions> = {}): Bed {
   });
   const answer: Bed['answer'] = (runs, zero = () => false) => {
     open.splice(open.indexOf(runs), 1);
-    fill.answer(runs, batchOf(runs, zero));
+    const batch = batchOf(runs, zero);
+    // as from a connection: a Buffer, and what comes next is written over it
+    const pages = Buffer.from(batch.pages);
+    fill.answer(runs, { ...batch, pages });
+    pages.fill(0xff);
   };
   return { session, serving, fill, open, link, troubles, answer };
 }
