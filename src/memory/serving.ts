@@ -44,6 +44,8 @@ const F = {
 
 const INTS = 16;
 const FLOATS = 17;
+/** Where the ring's head lies, bytes from the start; for tests. */
+export const HINT_HEAD_AT = FLOATS * 8 + I.HintHead * 4;
 const BYTES = (INTS + HINTS + HISTOGRAM_BUCKETS + 1) * 4 + FLOATS * 8 + 8;
 
 /** Bytes on the wire and pages of one of the two page connections. */

@@ -2,10 +2,9 @@
 import fc from 'fast-check';
 import t from 'tap';
 import { record, summarize, HISTOGRAM_BUCKETS } from '../../src/memory/histogram.ts';
-import { Serving } from '../../src/memory/serving.ts';
+import { HINT_HEAD_AT, Serving } from '../../src/memory/serving.ts';
 
-/** Where the ring's head lies: 16 doubles, then the second int32. */
-const headOf = (serving: Serving): Int32Array => new Int32Array(serving.buffer, 16 * 8 + 4, 1);
+const headOf = (serving: Serving): Int32Array => new Int32Array(serving.buffer, HINT_HEAD_AT, 1);
 
 void t.test('hints come oldest first, and only once', (t) => {
   const fault = new Serving();
