@@ -134,6 +134,24 @@ Napi::Value Copy(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), found);
 }
 
+// residentHas(lookups, tags, present): a byte a tag, which becomes 1 where it seems to be listed and stays as it is
+// elsewhere
+Napi::Value Has(const Napi::CallbackInfo& info) {
+  int64_t id;
+  uint8_t *tags, *present;
+  size_t tags_size, size;
+  if (!GetInt(info, 0, 1, UINT32_MAX, &id) || !GetBytes(info, 1, &tags, &tags_size) ||
+      !GetBytes(info, 2, &present, &size))
+    return info.Env().Undefined();
+  size_t count = tags_size / sizeof(Tag);
+  if (size < count) return Throw(info.Env(), MakeError(ErrorKind::Internal, "argument 2 ends too early"));
+  auto lookups = Lookups().Find(static_cast<uint32_t>(id));
+  for (size_t i = 0; i < count && lookups; i++) {
+    if (lookups->index->Has(Tag::Load(tags + i * sizeof(Tag)))) present[i] = 1;
+  }
+  return info.Env().Undefined();
+}
+
 Napi::Value Stats(const Napi::CallbackInfo& info) {
   auto index = Find(info);
   if (!index) return info.Env().Undefined();
@@ -164,6 +182,7 @@ void InitResident(Napi::Env env, Napi::Object exports) {
   add("residentLookups", OpenLookups);
   add("closeResidentLookups", CloseLookups);
   add("residentCopy", Copy);
+  add("residentHas", Has);
   add("residentStats", Stats);
 }
 

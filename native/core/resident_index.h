@@ -84,6 +84,8 @@ class ResidentIndex {
   // anything.
   bool Copy(uint32_t domain, const Tag& tag, uint8_t* page);
   void Prefetch(const Tag& tag) const { tags_.Prefetch(tag); }
+  // Any thread. Whether it seems to be listed; counts nothing, looks at no page, and is no promise.
+  bool Has(const Tag& tag) const { return tags_.First(tag) != kNoSlot; }
 
   ResidentStats Stats();
 

@@ -440,6 +440,8 @@ export interface Native {
   residentLookups(id: number, domain: number): number;
   closeResidentLookups(lookups: number): void;
   residentCopy(lookups: number, tags: Uint8Array, firstTag: number, into: Uint8Array, offset: number): boolean;
+  /** `present`, a byte a tag, becomes 1 where the tag seems to be listed, and stays as it is elsewhere. */
+  residentHas(lookups: number, tags: Uint8Array, present: Uint8Array): void;
   residentStats(id: number): ResidentStats;
 
   /** A listening Unix socket, mode 0600, non-blocking. Throws `PT_SOCKET_IN_USE`. */
