@@ -1,11 +1,16 @@
-/** What a batch worker does: read runs of pages, leave out the zero ones, compress the rest, make the whole frame. */
+/** What a batch worker does: read pages, leave out what is not to be sent, compress the rest, make the whole frame. */
 import { compressSync } from 'lz4-napi';
 import { asPagetideError, type ErrorJson } from '../errors.ts';
+import { TAG_BYTES, TAG_PAGE } from '../pages/tags.ts';
 import { isZero, readMemory, type Segment } from './memory-file.ts';
+import { readByTag, type TagPlace } from './tag-place.ts';
 import { encodeBatch, type Runs } from './wire-batch.ts';
+import { bitmapBytes, encodeTagPages, set } from './wire-tag-pages.ts';
 import { WireLimit } from './wire.ts';
 
-export interface BatchTask {
+/** Pages by frame, of a guest's memory; zero pages are left out. */
+export interface FramesTask {
+  kind: 'frames';
   segments: readonly Segment[];
   pageSize: number;
   stream: number;
@@ -15,24 +20,35 @@ export interface BatchTask {
   total: number;
 }
 
+/** Pages by tag; those that are not here are left out. */
+export interface TagsTask {
+  kind: 'tags';
+  place: TagPlace;
+  stream: number;
+  /** 16 bytes each. */
+  tags: Uint8Array;
+}
+
+export type BatchTask = FramesTask | TagsTask;
+
 /** Errors travel as JSON: a thrown one would lose its code between threads. */
 export type BatchResult =
-  | { frame: Uint8Array<ArrayBuffer>; pages: number; zero: number; rawBytes: number; bodyBytes: number }
+  | { frame: Uint8Array<ArrayBuffer>; pages: number; absent: number; rawBytes: number; bodyBytes: number }
   | { error: ErrorJson };
 
 /** One batch is made at a time in a thread: its pages are gathered here. */
 let scratch: Buffer | undefined;
 
-/** Makes the Batch frame that answers a request. Never throws. */
+/** Makes the frame that answers a request. Never throws. */
 export function makeBatch(task: BatchTask): BatchResult {
   try {
-    return make(task);
+    return task.kind === 'frames' ? makeFrames(task) : makeTags(task);
   } catch (error) {
     return { error: asPagetideError(error).toJSON() };
   }
 }
 
-function make({ segments, pageSize, stream, runs, total }: BatchTask): BatchResult {
+function makeFrames({ segments, pageSize, stream, runs, total }: FramesTask): BatchResult {
   const pages = (scratch ??= Buffer.allocUnsafeSlow(WireLimit.batchBytes));
   const zero = new Uint8Array((total + 7) >> 3);
   let index = 0;
@@ -52,10 +68,29 @@ function make({ segments, pageSize, stream, runs, total }: BatchTask): BatchResu
       raw += pageSize;
     }
   }
-  const data = pages.subarray(0, raw);
-  const packed = raw === 0 ? data : compressSync(data);
-  const lz4 = packed.length < raw;
-  const body = lz4 ? packed : data;
+  const { body, lz4 } = pack(pages.subarray(0, raw));
   const frame = encodeBatch(stream, runs, total, zero, body, raw, lz4) as Uint8Array<ArrayBuffer>;
-  return { frame, pages: total - zeroFrames, zero: zeroFrames, rawBytes: raw, bodyBytes: body.length };
+  return { frame, pages: total - zeroFrames, absent: zeroFrames, rawBytes: raw, bodyBytes: body.length };
+}
+
+function makeTags({ place, stream, tags }: TagsTask): BatchResult {
+  const pages = (scratch ??= Buffer.allocUnsafeSlow(WireLimit.batchBytes));
+  const count = tags.length / TAG_BYTES;
+  const present = new Uint8Array(bitmapBytes(count));
+  let raw = 0;
+  for (let i = 0; i < count; i++) {
+    if (!readByTag(place, tags, i, pages, raw)) continue;
+    set(present, i);
+    raw += TAG_PAGE;
+  }
+  const { body, lz4 } = pack(pages.subarray(0, raw));
+  const frame = encodeTagPages(stream, count, present, body, raw, lz4) as Uint8Array<ArrayBuffer>;
+  return { frame, pages: raw / TAG_PAGE, absent: count - raw / TAG_PAGE, rawBytes: raw, bodyBytes: body.length };
+}
+
+/** One LZ4 block, where that is smaller. */
+function pack(data: Buffer): { body: Uint8Array; lz4: boolean } {
+  const packed = data.length === 0 ? data : compressSync(data);
+  const lz4 = packed.length < data.length;
+  return { body: lz4 ? packed : data, lz4 };
 }

@@ -2,28 +2,19 @@
 import { PagetideError } from '../errors.ts';
 import { MemoryFiles } from './memory-file.ts';
 import { Counter, type Offer } from './server-messages.ts';
+import type { OwnedStream, StreamOwner } from './stream-owner.ts';
 import { tokenDigest } from './upgrade.ts';
 import { encodeMap } from './wire-map.ts';
 import { StateEncoder } from './wire-state.ts';
-import type { Channel } from './wire.ts';
 
 /** Connections of one channel that may be open at once: a new one beside an old one that is half-open, and some. */
 const STREAMS_PER_CHANNEL = 4;
-
-/** What an offer needs to know of its connections. */
-export interface OfferStream {
-  readonly channel: Channel;
-  /** The offer's log has grown. */
-  logGrew(): void;
-  /** Says why, then ends. */
-  close(error: PagetideError): void;
-}
 
 /**
  * Files, secret, counters and connections of one offer, and the *log*: the frames of the map and the device state in
  * order. The log only grows, and is kept until the offer is withdrawn: each state connection sends it from the start.
  */
-export class LiveOffer {
+export class LiveOffer implements StreamOwner {
   readonly migration: string;
   readonly pageSize: number;
   readonly frames: number;
@@ -31,7 +22,7 @@ export class LiveOffer {
   readonly files: MemoryFiles;
   readonly counters: Float64Array;
   readonly log: Buffer[] = [];
-  readonly #streams = new Set<OfferStream>();
+  readonly #streams = new Set<OwnedStream>();
   #mapped = false;
   #state: StateEncoder | undefined;
   #stateEnded = false;
@@ -51,19 +42,17 @@ export class LiveOffer {
   }
 
   /** Takes a connection in; the oldest of its channel goes when there are too many. */
-  add(stream: OfferStream): void {
-    const same = [...this.#streams].filter((other) => other.channel === stream.channel);
+  add(stream: OwnedStream): void {
+    const same = [...this.#streams].filter((other) => other.kind === stream.kind);
     this.#streams.add(stream);
     this.count(Counter.connections);
     this.count(Counter.open);
     if (same.length >= STREAMS_PER_CHANNEL) {
-      same[0]!.close(
-        new PagetideError('PT_PROTOCOL', `more than ${STREAMS_PER_CHANNEL} ${stream.channel} connections`),
-      );
+      same[0]!.close(new PagetideError('PT_PROTOCOL', `more than ${STREAMS_PER_CHANNEL} ${stream.kind} connections`));
     }
   }
 
-  remove(stream: OfferStream): void {
+  remove(stream: OwnedStream): void {
     if (this.#streams.delete(stream)) this.count(Counter.open, -1);
   }
 
@@ -107,7 +96,7 @@ export class LiveOffer {
   abortState(error: PagetideError): void {
     this.#checkState();
     this.#stateEnded = true;
-    for (const stream of this.#streams) if (stream.channel === 'state') stream.close(error);
+    for (const stream of this.#streams) if (stream.kind === 'state') stream.close(error);
   }
 
   /** Ends all connections and lets go of the files. */

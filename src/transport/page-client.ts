@@ -86,6 +86,8 @@ export class PageConnection {
   readonly #decoder: FrameDecoder;
   readonly #liveness: NodeJS.Timeout;
   readonly #map: MapReader;
+  /** What connecting took, milliseconds: see {@link TappedSocket.connectMs}. */
+  readonly connectMs: number;
   #manifestEnded = false;
   readonly #state = new StateReader();
   /** Outstanding page requests: slot = stream % SLOTS; stream 0: free. */
@@ -107,6 +109,7 @@ export class PageConnection {
   constructor(tapped: TappedSocket, options: Omit<ConnectOptions, 'url' | 'migration' | 'token'>) {
     const { socket } = tapped;
     this.channel = options.channel;
+    this.connectMs = tapped.connectMs;
     this.#socket = socket;
     this.#bytes = new WireBytes(socket);
     this.#handlers = options.handlers;
@@ -317,6 +320,11 @@ export class PageConnection {
         return;
       case FrameType.PageRequest:
       case FrameType.BatchRequest:
+      case FrameType.Proof:
+      case FrameType.HaveRequest:
+      case FrameType.Have:
+      case FrameType.TagRequest:
+      case FrameType.TagPages:
         // the decoder has refused them
         return;
     }

@@ -2,7 +2,7 @@
 import type { IncomingHttpHeaders } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { Client, type Dispatcher, type buildConnector } from 'undici';
-import { PagetideError, errorFromJson } from '../errors.ts';
+import { PagetideError, asPagetideError, errorFromJson } from '../errors.ts';
 import { credentials as ownCredentials, secureContext, type Credentials } from '../trust/credentials.ts';
 import { trustFailure } from '../trust/identity.ts';
 import { agentUrl } from '../trust/agent-url.ts';
@@ -40,23 +40,57 @@ export interface PageAddress {
   signal?: AbortSignal;
 }
 
+/** A stream that begins as an HTTP request with `Upgrade:`. */
+export interface StreamRequest {
+  /** The other agent's URL. */
+  url: string;
+  path: string;
+  headers: Record<string, string>;
+  /** Most bytes of one read. */
+  readBytes: number;
+  timeoutMs: number;
+  credentials: Credentials | undefined;
+  signal: AbortSignal | undefined;
+  /** Whether what the other side says beside the protocol is what is wanted. What it throws is why the stream is given up. */
+  fits: (headers: IncomingHttpHeaders) => boolean;
+}
+
 /**
  * Resolves to the connection once the source has agreed.
- *
- * `Client#upgrade` hides the body of a refusal, which says why; so this is what it does inside, `dispatch` with
- * `upgrade`, and a handler that reads the body too.
  * @throws PagetideError the source's own (`PT_MIGRATION_UNKNOWN`, `PT_UNAUTHORIZED`, `PT_PROTOCOL`, …), or
  * `PT_PEER_UNREACHABLE`, `PT_BAD_ARGUMENT`, `PT_CANCELLED` (the signal)
  */
 export async function openPageSocket(address: PageAddress): Promise<TappedSocket> {
-  const { migration, token, channel, timeoutMs = 3_000, credentials = ownCredentials(), signal } = address;
+  const { url, migration, token, channel, pageSize, frames } = address;
+  const { timeoutMs = 3_000, credentials = ownCredentials(), signal } = address;
   if (!isMigrationId(migration)) throw new PagetideError('PT_BAD_ARGUMENT', 'not a migration id');
-  const origin = originOf(address.url, credentials);
+  return openStream({
+    url,
+    path: pagesPath(migration, channel),
+    headers: { authorization: `Bearer ${token}` },
+    readBytes: READ_BYTES[channel],
+    timeoutMs,
+    credentials,
+    signal,
+    fits: (headers) => headers[PAGE_SIZE_HEADER] === String(pageSize) && headers[FRAMES_HEADER] === String(frames),
+  });
+}
+
+/**
+ * Opens a stream to another agent.
+ *
+ * `Client#upgrade` hides the body of a refusal, which says why; so this is what it does inside, `dispatch` with
+ * `upgrade`, and a handler that reads the body too.
+ * @throws PagetideError as {@link openPageSocket}
+ */
+export async function openStream(request: StreamRequest): Promise<TappedSocket> {
+  const { timeoutMs, credentials, signal } = request;
+  const origin = originOf(request.url, credentials);
   if (signal?.aborted === true) throw cancelled();
   let tapped: TappedSocket | undefined;
   const client = new Client(origin, {
     connect: (target, done) => {
-      tapped = connectTapped(target, READ_BYTES[channel], timeoutMs, credentials, done);
+      tapped = connectTapped(target, request.readBytes, timeoutMs, credentials, done);
     },
     headersTimeout: timeoutMs,
     bodyTimeout: timeoutMs,
@@ -82,12 +116,12 @@ export async function openPageSocket(address: PageAddress): Promise<TappedSocket
         else resolve(tapped!);
       };
       const options: Dispatcher.DispatchOptions = {
-        path: pagesPath(migration, channel),
+        path: request.path,
         method: 'GET',
         upgrade: UPGRADE,
-        headers: { authorization: `Bearer ${token}`, [PROTOCOL_HEADER]: String(PAGE_PROTOCOL) },
+        headers: { ...request.headers, [PROTOCOL_HEADER]: String(PAGE_PROTOCOL) },
       };
-      client.dispatch(options, new UpgradeHandler(origin, address, upgraded, reject));
+      client.dispatch(options, new UpgradeHandler(origin, request.fits, upgraded, reject));
     });
   } finally {
     if (abort !== undefined) signal?.removeEventListener('abort', abort);
@@ -127,16 +161,21 @@ function connectTapped(
 
 class UpgradeHandler implements Dispatcher.DispatchHandler {
   readonly #origin: string;
-  readonly #address: PageAddress;
+  readonly #wants: StreamRequest['fits'];
   readonly #resolve: () => void;
   readonly #reject: (error: PagetideError) => void;
   #status = 0;
   #body: Buffer[] = [];
   #bytes = 0;
 
-  constructor(origin: string, address: PageAddress, resolve: () => void, reject: (error: PagetideError) => void) {
+  constructor(
+    origin: string,
+    fits: StreamRequest['fits'],
+    resolve: () => void,
+    reject: (error: PagetideError) => void,
+  ) {
     this.#origin = origin;
-    this.#address = address;
+    this.#wants = fits;
     this.#resolve = resolve;
     this.#reject = reject;
   }
@@ -151,19 +190,24 @@ class UpgradeHandler implements Dispatcher.DispatchHandler {
     headers: IncomingHttpHeaders,
     socket: Duplex,
   ): void {
-    const { pageSize, frames } = this.#address;
-    const fits =
-      status === 101 &&
-      headers.upgrade === UPGRADE &&
-      headers[PROTOCOL_HEADER] === String(PAGE_PROTOCOL) &&
-      headers[PAGE_SIZE_HEADER] === String(pageSize) &&
-      headers[FRAMES_HEADER] === String(frames);
-    if (fits) {
-      this.#resolve();
+    const fits = status === 101 && headers.upgrade === UPGRADE && headers[PROTOCOL_HEADER] === String(PAGE_PROTOCOL);
+    try {
+      if (fits && this.#wants(headers)) {
+        this.#resolve();
+        return;
+      }
+    } catch (unwanted) {
+      socket.destroy();
+      this.#reject(asPagetideError(unwanted));
       return;
     }
     socket.destroy();
-    this.#reject(new PagetideError('PT_PROTOCOL', `${this.#origin} offers another guest, or speaks another protocol`));
+    this.#reject(
+      new PagetideError(
+        'PT_PROTOCOL',
+        `${this.#origin} offers something else than was asked for, or speaks another protocol`,
+      ),
+    );
   }
 
   onResponseStart(_controller: Dispatcher.DispatchController, status: number): void {

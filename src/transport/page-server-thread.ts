@@ -10,11 +10,15 @@ import { PagetideError, asPagetideError, errorFromJson } from '../errors.ts';
 import { peerIdentity } from '../trust/identity.ts';
 import { BatchPool } from './batch-pool.ts';
 import { answerError, proxyRequest } from './control-proxy.ts';
+import { LiveDomain } from './live-domain.ts';
 import { LiveOffer } from './live-offer.ts';
 import { DemandStream } from './server-demand.ts';
-import { BulkWriter, FillStream } from './server-fill.ts';
-import type { FromThread, PageServerSettings, Request } from './server-messages.ts';
+import { BulkWriter, type BulkParts } from './server-bulk.ts';
+import { FillStream } from './server-fill.ts';
+import { TagStream } from './server-tags.ts';
+import type { FromThread, PageServerSettings, Request, SharedDomain } from './server-messages.ts';
 import { StateStream } from './server-state.ts';
+import { NONCE_HEADER, PROOF_HEADER, proof } from './tag-proof.ts';
 import { secureListener } from './tls-listener.ts';
 import {
   FRAMES_HEADER,
@@ -23,9 +27,12 @@ import {
   PROTOCOL_HEADER,
   UPGRADE,
   UpgradeRefused,
-  isPagesPath,
+  isStreamPath,
+  isTagsPath,
+  parseTagsUpgrade,
   parseUpgrade,
   sameToken,
+  type TagsUpgradeRequest,
   type UpgradeRequest,
 } from './upgrade.ts';
 
@@ -38,17 +45,20 @@ export class PageServerThread {
   readonly #server: Server | SecureServer;
   readonly #closeConnections: () => void;
   readonly #offers = new Map<string, LiveOffer>();
+  /** By public id. */
+  readonly #domains = new Map<string, LiveDomain>();
   readonly #pool: BatchPool;
-  readonly #writer = new BulkWriter();
+  readonly #bulk: BulkParts;
 
   /** @param post sends a message to the main thread */
   constructor(settings: PageServerSettings, post: (message: FromThread) => void) {
     this.#settings = settings;
     this.#post = post;
     this.#pool = new BatchPool(settings.batchThreads);
+    this.#bulk = { livenessMs: settings.livenessMs, pool: this.#pool, writer: new BulkWriter() };
     const { credentials, controlSocket } = settings;
     const listener: RequestListener = (request, response) => {
-      if (isPagesPath(request.url ?? '')) {
+      if (isStreamPath(request.url ?? '')) {
         answerError(response, new PagetideError('PT_PROTOCOL', 'page streams begin with an HTTP upgrade'), 426);
       } else {
         proxyRequest(request, response, controlSocket, peerIdentity(request.socket));
@@ -104,6 +114,12 @@ export class PageServerThread {
       case 'withdraw':
         this.#withdraw(request.migration);
         return;
+      case 'share':
+        this.#share(request.domain);
+        return;
+      case 'unshare':
+        this.#unshare(request.domain);
+        return;
       case 'map':
         this.#offer(request.migration).pushMap(request.runs);
         return;
@@ -138,8 +154,21 @@ export class PageServerThread {
     offer?.close(new PagetideError('PT_MIGRATION_UNKNOWN', 'the source has withdrawn the migration'));
   }
 
+  #share(domain: SharedDomain): void {
+    const known = this.#domains.get(domain.id);
+    if (known === undefined) this.#domains.set(domain.id, new LiveDomain(domain, this.#settings.tagCounters));
+    else known.change(domain);
+  }
+
+  #unshare(id: string): void {
+    const domain = this.#domains.get(id);
+    this.#domains.delete(id);
+    domain?.close(new PagetideError('PT_DOMAIN_UNKNOWN', 'this host has lost the domain'));
+  }
+
   async #close(): Promise<void> {
     for (const migration of [...this.#offers.keys()]) this.#withdraw(migration);
+    for (const domain of [...this.#domains.keys()]) this.#unshare(domain);
     const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
     this.#closeConnections();
     await Promise.all([closed, this.#pool.close()]);
@@ -153,12 +182,29 @@ export class PageServerThread {
     socket.on('error', swallow);
     try {
       if (!(socket instanceof Socket)) throw new PagetideError('PT_INTERNAL', 'the HTTP server gave no TCP socket');
+      if (isTagsPath(request.url ?? '')) {
+        this.#openTags(parseTagsUpgrade(request.url ?? '', request.headers), socket, head);
+        return;
+      }
       const wanted = parseUpgrade(request.url ?? '', request.headers);
       this.#open(wanted, this.#authorize(wanted), socket, head);
     } catch (thrown) {
       const refused = thrown instanceof UpgradeRefused ? thrown : new UpgradeRefused(asPagetideError(thrown));
       refuse(socket, refused);
     }
+  }
+
+  #openTags({ domain: id, nonce }: TagsUpgradeRequest, socket: Socket, head: Buffer): void {
+    const domain = this.#domains.get(id);
+    const host = peerIdentity(socket);
+    // one answer to both: whether a domain is here is nobody's business who does not have it
+    if (domain === undefined || (host !== undefined && !domain.isOf(host)))
+      throw new UpgradeRefused(new PagetideError('PT_DOMAIN_UNKNOWN', 'that domain is not shared with you here'));
+    const of = domain.proofOf(nonce);
+    const proven = Buffer.from(proof('server', of)).toString('hex');
+    socket.write(switching({ [NONCE_HEADER]: of.server, [PROOF_HEADER]: proven }));
+    if (head.length > 0) socket.unshift(head);
+    new TagStream(domain, socket, this.#bulk, host, of);
   }
 
   #authorize({ migration, token }: UpgradeRequest): LiveOffer {
@@ -174,10 +220,7 @@ export class PageServerThread {
   }
 
   #open({ channel }: UpgradeRequest, offer: LiveOffer, socket: Socket, head: Buffer): void {
-    socket.write(
-      `HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${UPGRADE}\r\n` +
-        `${PROTOCOL_HEADER}: ${PAGE_PROTOCOL}\r\n${PAGE_SIZE_HEADER}: ${offer.pageSize}\r\n${FRAMES_HEADER}: ${offer.frames}\r\n\r\n`,
-    );
+    socket.write(switching({ [PAGE_SIZE_HEADER]: offer.pageSize, [FRAMES_HEADER]: offer.frames }));
     if (head.length > 0) socket.unshift(head);
     const { livenessMs } = this.#settings;
     switch (channel) {
@@ -185,13 +228,20 @@ export class PageServerThread {
         new DemandStream(offer, socket, livenessMs);
         return;
       case 'fill':
-        new FillStream(offer, socket, livenessMs, this.#pool, this.#writer);
+        new FillStream(offer, socket, this.#bulk);
         return;
       case 'state':
         new StateStream(offer, socket, livenessMs);
         return;
     }
   }
+}
+
+function switching(headers: Record<string, string | number>): string {
+  const lines = Object.entries({ [PROTOCOL_HEADER]: PAGE_PROTOCOL, ...headers }).map(
+    ([name, value]) => `${name}: ${value}\r\n`,
+  );
+  return `HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${UPGRADE}\r\n${lines.join('')}\r\n`;
 }
 
 function refuse(socket: Duplex, { error, status }: UpgradeRefused): void {

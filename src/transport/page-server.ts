@@ -17,13 +17,14 @@ import {
   type PageServerSettings,
   type Request,
   type RequestBody,
+  type SharedDomain,
 } from './server-messages.ts';
 import { WORKER_LIMITS } from '../memory/release-memory.ts';
 import { credentials as ownCredentials, type Credentials } from '../trust/credentials.ts';
 import { isMigrationId } from './upgrade.ts';
 import type { MapRuns } from './wire-map.ts';
 
-export type { Offer, OfferedFile, PageCounters } from './server-messages.ts';
+export type { Offer, OfferedFile, PageCounters, SharedDomain } from './server-messages.ts';
 
 export interface PageServerOptions {
   host: string;
@@ -49,6 +50,7 @@ export class PageServer {
   readonly #exited: Promise<void>;
   readonly #pending = new Map<number, Pending>();
   readonly #counters = new Map<string, SharedArrayBuffer>();
+  readonly #tagCounters: SharedArrayBuffer;
   readonly #scheme: 'http' | 'https';
   #nextId = 1;
   #address = { host: '', port: 0 };
@@ -58,6 +60,7 @@ export class PageServer {
   #onRefused: ((error: PagetideError, from: string) => void) | undefined;
 
   private constructor(settings: PageServerSettings) {
+    this.#tagCounters = settings.tagCounters;
     this.#scheme = settings.credentials === undefined ? 'http' : 'https';
     this.#worker = new Worker(new URL('../../workers/page-server.js', import.meta.url), {
       workerData: settings,
@@ -88,7 +91,15 @@ export class PageServer {
     if (!Number.isInteger(batchThreads) || batchThreads < 1 || batchThreads > 64) {
       throw new PagetideError('PT_BAD_ARGUMENT', 'batchThreads must be 1 to 64');
     }
-    const server = new PageServer({ host, port, controlSocket, batchThreads, livenessMs, credentials });
+    const server = new PageServer({
+      host,
+      port,
+      controlSocket,
+      batchThreads,
+      livenessMs,
+      credentials,
+      tagCounters: new SharedArrayBuffer(COUNTERS * 8),
+    });
     const first = await new Promise<FromThread>((resolve, reject) => {
       server.#worker.once('message', resolve);
       void server.#exited.then(() => reject(server.#ended!));
@@ -138,6 +149,24 @@ export class PageServer {
     await this.#ask({ type: 'withdraw', migration });
     this.#counters.delete(migration);
     return shared === undefined ? undefined : readCounters(shared);
+  }
+
+  /**
+   * Lets other hosts of a domain have its pages by tag; again, to change who they are. The key's handle, and whatever else the
+   * place names, must stay until {@link unshare} has resolved.
+   */
+  share(domain: SharedDomain): Promise<void> {
+    return this.#ask({ type: 'share', domain });
+  }
+
+  /** Ends the streams of a domain. Idempotent. @param domain its public id */
+  unshare(domain: string): Promise<void> {
+    return this.#ask({ type: 'unshare', domain });
+  }
+
+  /** What the streams of pages by tag have carried so far, of all domains. */
+  tagCounters(): PageCounters {
+    return readCounters(this.#tagCounters);
   }
 
   /**

@@ -14,6 +14,8 @@ export type ByteSink = (buffer: Buffer, length: number) => void;
 
 export class TappedSocket {
   readonly socket: Socket;
+  readonly #begun = performance.now();
+  #connectMs = Infinity;
   #sink: ByteSink | undefined;
 
   /**
@@ -40,8 +42,15 @@ export class TappedSocket {
       secure === undefined
         ? netConnect(options)
         : tlsConnect({ ...options, secureContext: secure, ...(isIP(host) === 0 ? { servername: host } : {}) });
+    // of TCP, also below TLS
+    this.socket.once('connect', () => (this.#connectMs = performance.now() - this.#begun));
     // whoever has the socket listens for its own sake; between two owners an error must not be nobody's
     this.socket.on('error', () => this.socket.destroy());
+  }
+
+  /** How long TCP took to connect, milliseconds: one round trip, and what this thread was busy with meanwhile. */
+  get connectMs(): number {
+    return this.#connectMs;
   }
 
   /** From now on bytes go to `sink`: first what the stream still holds, at once. */

@@ -14,7 +14,7 @@ const UNSENT_LIMIT = 256 << 10;
  * Fast path: decode → pread → one write of header and page, in one buffer that is used again as soon as the kernel has
  * taken it. Requests wait (in a fixed ring) only while the destination doesn't read what it asked for.
  */
-export class DemandStream extends ServerStream {
+export class DemandStream extends ServerStream<LiveOffer> {
   #answer: Buffer;
   readonly #waitingFrame = new Uint32Array(WireLimit.pageRequests);
   readonly #waitingStream = new Uint32Array(WireLimit.pageRequests);
@@ -27,8 +27,8 @@ export class DemandStream extends ServerStream {
     this.goDirect();
   }
 
-  protected override take(stream: number, frame: number): void {
-    const { offer } = this;
+  protected override take(_type: FrameType, stream: number, frame: number): void {
+    const { owner: offer } = this;
     if (frame >= offer.frames) throw protocolError(`frame ${frame} is outside the guest's ${offer.frames}`);
     offer.counters[Counter.demandRequests]!++;
     if (this.#waiting === 0 && this.socket.writableLength < UNSENT_LIMIT) {
@@ -51,7 +51,7 @@ export class DemandStream extends ServerStream {
   }
 
   #serve(stream: number, frame: number): void {
-    const { offer } = this;
+    const { owner: offer } = this;
     const answer = this.#answer;
     const size = offer.pageSize;
     try {

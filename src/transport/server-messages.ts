@@ -1,6 +1,7 @@
 /** Every message between the agent's main thread and the page server's thread. */
 import type { ErrorJson } from '../errors.ts';
 import type { Credentials } from '../trust/credentials.ts';
+import type { TagPlace } from './tag-place.ts';
 
 /** One file of guest memory, as the page server reads it. */
 export interface OfferedFile {
@@ -22,6 +23,18 @@ export interface Offer {
   files: OfferedFile[];
 }
 
+/** A domain whose pages other hosts may have by tag. */
+export interface SharedDomain {
+  /** Its public id. */
+  id: string;
+  place: TagPlace;
+  /**
+   * The names in the certificates of those hosts that have the domain. On a plain connection, which is within this host,
+   * nobody can tell a name, and the secret alone decides.
+   */
+  hosts: string[];
+}
+
 /** What a page server's thread is started with. */
 export interface PageServerSettings {
   host: string;
@@ -34,12 +47,16 @@ export interface PageServerSettings {
   livenessMs: number;
   /** With them the port speaks mutual TLS and nothing else. Never logged. */
   credentials: Credentials | undefined;
+  /** Counters of pages by tag, of all domains together. */
+  tagCounters: SharedArrayBuffer;
 }
 
 /** Requests of the main thread; each is answered by a {@link Reply} with the same `id`. */
 export type Request =
   | { id: number; type: 'offer'; offer: Offer; counters: SharedArrayBuffer }
   | { id: number; type: 'withdraw'; migration: string }
+  | { id: number; type: 'share'; domain: SharedDomain }
+  | { id: number; type: 'unshare'; domain: string }
   | { id: number; type: 'map'; migration: string; runs: Uint32Array }
   | { id: number; type: 'manifest'; migration: string; bytes: Uint8Array; lengths: Uint32Array }
   | { id: number; type: 'state'; migration: string; chunk: Uint8Array }
@@ -62,7 +79,7 @@ export type FromThread =
   | { type: 'refused'; error: ErrorJson; from: string }
   | Reply;
 
-/** Index of each counter in an offer's shared Float64Array. Written by the page server's thread only. */
+/** Index of each counter in the shared Float64Array of an offer, or of pages by tag. Written by the page server's thread only. */
 export const Counter = {
   bytesIn: 0,
   bytesOut: 1,
@@ -80,10 +97,13 @@ export const Counter = {
   stateBytes: 13,
   errors: 14,
   manifestBytes: 15,
+  tagsAsked: 16,
+  tagPages: 17,
+  tagAbsent: 18,
 } as const;
 export const COUNTERS = Object.keys(Counter).length;
 
-/** What an offer's streams have carried so far, all connections together. */
+/** What the streams of an offer, or those of pages by tag, have carried so far, all connections together. */
 export interface PageCounters {
   /** Bytes at the sockets, HTTP heads included. */
   bytesIn: number;
@@ -109,6 +129,10 @@ export interface PageCounters {
   stateBytes: number;
   /** Requests answered by an error, and connections ended by one. */
   errors: number;
+  /** Pages by tag: of how many it was asked whether they are here, how many were sent, how many could not be. */
+  tagsAsked: number;
+  tagPages: number;
+  tagAbsent: number;
 }
 
 /** Reads an offer's counters; exact to the last frame, as each is one 64-bit word. */

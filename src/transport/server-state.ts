@@ -13,7 +13,7 @@ function counterOf(type: number): number {
   return type === FrameType.Tags || type === FrameType.ManifestEnd ? Counter.manifestBytes : Counter.stateBytes;
 }
 
-export class StateStream extends ServerStream {
+export class StateStream extends ServerStream<LiveOffer> {
   #next = 0;
 
   constructor(offer: LiveOffer, socket: Socket, livenessMs: number) {
@@ -34,12 +34,12 @@ export class StateStream extends ServerStream {
   }
 
   #pump(): void {
-    const { log } = this.offer;
+    const { log } = this.owner;
     // What was written at the switch is many small frames: they leave together.
     this.socket.cork();
     while (this.#next < log.length && this.socket.writableLength < UNSENT_LIMIT && !this.closing) {
       const frame = log[this.#next++]!;
-      this.offer.count(counterOf(frame[4]!), frame.length - HEADER_SIZE);
+      this.owner.count(counterOf(frame[4]!), frame.length - HEADER_SIZE);
       this.send(frame);
     }
     this.socket.uncork();

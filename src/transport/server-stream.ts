@@ -1,12 +1,12 @@
-/** One connection of a destination, as the page server's thread sees it: what all channels have in common. */
+/** One connection of another host, as the page server's thread sees it: what all kinds have in common. */
 import type { Socket } from 'node:net';
 import { PagetideError, asPagetideError } from '../errors.ts';
 import { DirectIo } from './direct-io.ts';
-import type { LiveOffer, OfferStream } from './live-offer.ts';
 import { Counter } from './server-messages.ts';
+import type { OwnedStream, StreamOwner } from './stream-owner.ts';
 import { encodeError } from './wire-state.ts';
 import { WireBytes } from './wire-bytes.ts';
-import { FrameDecoder, FrameType, encodeFrame, type Channel } from './wire.ts';
+import { FrameDecoder, FrameType, encodeFrame, type StreamKind } from './wire.ts';
 
 /** Quiet intervals after which a connection is given up; it is pinged after the first. */
 const QUIET_INTERVALS = 3;
@@ -17,9 +17,9 @@ const DIRECT_BYTES = 16 << 10;
 /** Bytes unsent above which a ping is not answered. */
 const PONG_LIMIT = 64 << 10;
 
-export abstract class ServerStream implements OfferStream {
-  readonly channel: Channel;
-  protected readonly offer: LiveOffer;
+export abstract class ServerStream<Owner extends StreamOwner> implements OwnedStream {
+  readonly kind: StreamKind;
+  protected readonly owner: Owner;
   protected readonly socket: Socket;
   protected closing = false;
   protected direct: DirectIo | undefined;
@@ -34,44 +34,51 @@ export abstract class ServerStream implements OfferStream {
   /** What had left the process at the last look; see {@link #look}. */
   #flushed = 0;
 
-  constructor(offer: LiveOffer, channel: Channel, socket: Socket, livenessMs: number) {
-    this.offer = offer;
-    this.channel = channel;
+  constructor(owner: Owner, kind: StreamKind, socket: Socket, livenessMs: number) {
+    this.owner = owner;
+    this.kind = kind;
     this.socket = socket;
     this.#decoder = new FrameDecoder(
-      `server-${channel}`,
-      offer.pageSize,
+      `server-${kind}`,
+      owner.pageSize,
       (type, _flags, stream, argument, buffer, offset, length) => {
         if (type === FrameType.Ping) this.#pong(argument);
-        else if (type !== FrameType.Pong) this.take(stream, argument, buffer, offset, length);
+        else if (type !== FrameType.Pong) this.take(type, stream, argument, buffer, offset, length);
       },
     );
     this.#bytes = new WireBytes(socket);
     this.#secure = 'encrypted' in socket;
     this.#seenOut = this.#bytes.sent;
-    offer.count(Counter.bytesOut, this.#seenOut);
+    owner.count(Counter.bytesOut, this.#seenOut);
     this.#seenIn = this.#bytes.received;
-    offer.count(Counter.bytesIn, this.#seenIn);
+    owner.count(Counter.bytesIn, this.#seenIn);
     socket.setNoDelay(true);
     socket.setTimeout(0);
     socket.on('data', (chunk: Buffer) => this.#read(chunk));
     socket.on('drain', () => this.drained());
-    // the destination closes when it has everything, or to connect again: an end in its own right, not an error
+    // the other host closes when it has everything, or to connect again: an end in its own right, not an error
     socket.on('error', () => socket.destroy());
     socket.on('end', () => socket.end());
     socket.on('close', () => this.#closed());
     this.#liveness = setInterval(() => this.#look(), livenessMs);
     this.#liveness.unref();
-    offer.add(this);
+    owner.add(this);
   }
 
-  /** The one request type of the channel. @throws PagetideError `PT_PROTOCOL` */
-  protected abstract take(stream: number, argument: number, buffer: Buffer, offset: number, length: number): void;
+  /** A request: of a type that the kind takes. @throws PagetideError `PT_PROTOCOL` */
+  protected abstract take(
+    type: FrameType,
+    stream: number,
+    argument: number,
+    buffer: Buffer,
+    offset: number,
+    length: number,
+  ): void;
   /** The socket has room again. */
   protected abstract drained(): void;
   /** The connection is gone. */
   protected gone(): void {
-    // only the fill has something to drop
+    // only bulk has something to drop
   }
   logGrew(): void {
     // only the state channel reads the log
@@ -105,14 +112,14 @@ export abstract class ServerStream implements OfferStream {
       );
       return;
     }
-    this.offer.counters[Counter.bytesOut]! += frame.length;
+    this.owner.counters[Counter.bytesOut]! += frame.length;
     if (written === undefined) this.socket.write(frame);
     else this.socket.write(frame, written);
   }
 
   readonly #countSent = (): void => {
     const { sent } = this.#bytes;
-    this.offer.counters[Counter.bytesOut]! += sent - this.#seenOut;
+    this.owner.counters[Counter.bytesOut]! += sent - this.#seenOut;
     this.#seenOut = sent;
   };
 
@@ -122,7 +129,7 @@ export abstract class ServerStream implements OfferStream {
   }
 
   protected sendError(error: PagetideError, stream: number, argument: number): void {
-    this.offer.count(Counter.errors);
+    this.owner.count(Counter.errors);
     this.control(encodeError(error, stream, argument));
   }
 
@@ -146,14 +153,14 @@ export abstract class ServerStream implements OfferStream {
 
   #read(chunk: Buffer): void {
     const read = this.#bytes.received;
-    this.offer.counters[Counter.bytesIn]! += read - this.#seenIn;
+    this.owner.counters[Counter.bytesIn]! += read - this.#seenIn;
     this.#seenIn = read;
     this.#feed(chunk, 0);
   }
 
   /** @param direct bytes that the stream's own counter lacks */
   #feed(chunk: Buffer, direct: number): void {
-    this.offer.counters[Counter.bytesIn]! += direct;
+    this.owner.counters[Counter.bytesIn]! += direct;
     this.#quiet = 0;
     try {
       this.#decoder.feed(chunk);
@@ -181,9 +188,9 @@ export abstract class ServerStream implements OfferStream {
     clearInterval(this.#liveness);
     // a refused or cut connection may have been read without a 'data' event
     const read = this.#bytes.received;
-    this.offer.count(Counter.bytesIn, read - this.#seenIn);
+    this.owner.count(Counter.bytesIn, read - this.#seenIn);
     this.#seenIn = read;
-    this.offer.remove(this);
+    this.owner.remove(this);
     this.gone();
   }
 }

@@ -2,6 +2,8 @@
 import { createHash, timingSafeEqual } from 'node:crypto';
 import type { IncomingHttpHeaders } from 'node:http';
 import { PagetideError } from '../errors.ts';
+import { TAG_VERSION } from '../pages/tags.ts';
+import { NONCE_HEADER, TAGS_HEADER, isNonce } from './tag-proof.ts';
 import { CHANNELS, type Channel } from './wire.ts';
 
 /** Version of the page streams. A side that gets another one refuses: there is no negotiation. */
@@ -17,14 +19,25 @@ export const VIA_HEADER = 'x-pagetide-via';
 export const PEER_HEADER = 'x-pagetide-peer';
 
 const PATH = '/v1/pages/';
+const TAGS_PATH = '/v1/tags/';
 
 /** Migration ids: what the agents make, and what a URL can hold unescaped. */
 export function isMigrationId(id: string): boolean {
   return /^[0-9A-Za-z_-]{1,64}$/.test(id);
 }
 
-export function isPagesPath(url: string): boolean {
-  return url.startsWith(PATH);
+/** Whether a stream begins there, of a migration or of pages by tag. */
+export function isStreamPath(url: string): boolean {
+  return url.startsWith(PATH) || isTagsPath(url);
+}
+
+export function isTagsPath(url: string): boolean {
+  return url.startsWith(TAGS_PATH);
+}
+
+/** @param domain its public id */
+export function tagsPath(domain: string): string {
+  return TAGS_PATH + domain;
 }
 
 export function pagesPath(migration: string, channel: Channel): string {
@@ -60,14 +73,46 @@ export function parseUpgrade(url: string, headers: IncomingHttpHeaders): Upgrade
   if (migration === undefined || channel === undefined) {
     throw new UpgradeRefused(new PagetideError('PT_BAD_ARGUMENT', 'no page stream has that path'), 404);
   }
-  if (headers.upgrade?.toLowerCase() !== UPGRADE || headers[PROTOCOL_HEADER] !== String(PAGE_PROTOCOL)) {
+  checkProtocol(headers);
+  const token = /^Bearer ([!-~]{1,256})$/.exec(headers.authorization ?? '')?.[1];
+  return { migration, channel, token };
+}
+
+export interface TagsUpgradeRequest {
+  /** The domain's public id. */
+  domain: string;
+  /** The client's. */
+  nonce: string;
+}
+
+/**
+ * Reads a request for a stream of pages by tag.
+ * @throws UpgradeRefused
+ */
+export function parseTagsUpgrade(url: string, headers: IncomingHttpHeaders): TagsUpgradeRequest {
+  const domain = /^\/v1\/tags\/([0-9a-f]{32})$/.exec(url)?.[1];
+  if (domain === undefined)
+    throw new UpgradeRefused(new PagetideError('PT_BAD_ARGUMENT', 'no stream has that path'), 404);
+  checkProtocol(headers);
+  if (headers[TAGS_HEADER] !== String(TAG_VERSION)) {
     throw new UpgradeRefused(
-      new PagetideError('PT_PROTOCOL', `page streams here speak ${UPGRADE} ${PAGE_PROTOCOL} after an HTTP upgrade`),
+      new PagetideError('PT_PROTOCOL', `tags here are of version ${TAG_VERSION}`, {
+        hint: 'Run the same version of Pagetide on both hosts.',
+      }),
       426,
     );
   }
-  const token = /^Bearer ([!-~]{1,256})$/.exec(headers.authorization ?? '')?.[1];
-  return { migration, channel, token };
+  const nonce = headers[NONCE_HEADER];
+  if (!isNonce(nonce)) throw new UpgradeRefused(new PagetideError('PT_BAD_ARGUMENT', `${NONCE_HEADER}: 32 hex digits`));
+  return { domain, nonce };
+}
+
+function checkProtocol(headers: IncomingHttpHeaders): void {
+  if (headers.upgrade?.toLowerCase() === UPGRADE && headers[PROTOCOL_HEADER] === String(PAGE_PROTOCOL)) return;
+  throw new UpgradeRefused(
+    new PagetideError('PT_PROTOCOL', `page streams here speak ${UPGRADE} ${PAGE_PROTOCOL} after an HTTP upgrade`),
+    426,
+  );
 }
 
 /** Compares secrets in a time that doesn't tell where, or in what length, they differ. */

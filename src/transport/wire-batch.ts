@@ -151,7 +151,8 @@ export function decodeBatch(payload: Buffer, flags: number, asked: Runs, total: 
 
 const BITS = Uint8Array.from({ length: 256 }, (_, byte) => byte.toString(2).replaceAll('0', '').length);
 
-function unpack(body: Buffer, raw: number): Buffer {
+/** The pages of an LZ4 body that says to hold `raw` bytes. @throws PagetideError `PT_PROTOCOL` */
+export function unpack(body: Buffer, raw: number): Buffer {
   // The library allocates what the block's own prefix claims: look at that first.
   if (raw === 0 || body.length < 5 || body.length >= raw || readU32(body, 0) !== raw)
     throw protocolError('a batch has a wrong compressed size');

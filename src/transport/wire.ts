@@ -12,6 +12,7 @@
 import { PagetideError } from '../errors.ts';
 import { DIGEST_BYTES } from '../pages/manifest.ts';
 import { tagRunsLimit } from '../pages/tag-runs.ts';
+import { TAG_BYTES, TAG_PAGE } from '../pages/tags.ts';
 
 /** Bytes of a frame's header. */
 export const HEADER_SIZE = 16;
@@ -42,6 +43,16 @@ export const FrameType = {
   Tags: 11,
   /** The manifest is final. argument = its frames; payload = its digest. */
   ManifestEnd: 12,
+  /** Pages by tag: who asks has the domain's secret. payload: see tag-proof.ts. */
+  Proof: 13,
+  /** Which of these pages are there? argument = how many; payload = their tags. */
+  HaveRequest: 14,
+  /** Its answer. argument = how many; payload = one bit a tag. */
+  Have: 15,
+  /** Pages by tag. argument = how many; payload = their tags. */
+  TagRequest: 16,
+  /** Its answer. argument = how many; payload: see wire-tag-pages.ts. */
+  TagPages: 17,
 } as const;
 export type FrameType = (typeof FrameType)[keyof typeof FrameType];
 
@@ -49,7 +60,7 @@ export type FrameType = (typeof FrameType)[keyof typeof FrameType];
 export const FrameFlag = {
   /** Page: the page is all zero and not sent. */
   Zero: 1,
-  /** Batch: the pages are one LZ4 block. */
+  /** Batch, TagPages: the pages are one LZ4 block. */
   Lz4: 1,
   /** Map: this piece is the last. */
   End: 1,
@@ -69,6 +80,10 @@ export const WireLimit = {
   mapRuns: 16384,
   /** Tags in one frame of them. */
   tags: 16384,
+  /** Pages that one request by tag may name. */
+  tagPages: 1024,
+  /** Requests by tag that one connection may have outstanding. */
+  tagRequests: 64,
   /** Bytes of one piece of the device state. */
   stateChunk: 64 << 10,
   /** Bytes of the device state in all. */
@@ -82,6 +97,8 @@ export const WireLimit = {
 /** The channels of a migration; each has a connection of its own. */
 export const CHANNELS = ['demand', 'fill', 'state'] as const;
 export type Channel = (typeof CHANNELS)[number];
+/** What a page stream carries: a channel of a migration, or pages of a domain by tag. */
+export type StreamKind = Channel | 'tags';
 
 export function protocolError(message: string): PagetideError {
   return new PagetideError('PT_PROTOCOL', message);
@@ -144,7 +161,7 @@ export function readU32(from: Uint8Array, offset: number): number {
 }
 
 /** Who reads the stream: each accepts only what the other side may send on that channel. */
-export type Reader = `${'server' | 'client'}-${Channel}`;
+export type Reader = `${'server' | 'client'}-${StreamKind}`;
 
 const ACCEPTS: Record<Reader, readonly FrameType[]> = {
   'server-demand': [FrameType.PageRequest],
@@ -160,6 +177,8 @@ const ACCEPTS: Record<Reader, readonly FrameType[]> = {
     FrameType.StateEnd,
     FrameType.Error,
   ],
+  'server-tags': [FrameType.Proof, FrameType.HaveRequest, FrameType.TagRequest],
+  'client-tags': [FrameType.Have, FrameType.TagPages, FrameType.Error],
 };
 
 interface FrameRule {
@@ -186,6 +205,15 @@ function ruleOf(type: FrameType, pageSize: number): FrameRule {
       return { min: 6, max: 4 + tagRunsLimit(WireLimit.tags), step: 1, flags: 0 };
     case FrameType.ManifestEnd:
       return { min: DIGEST_BYTES, max: DIGEST_BYTES, step: 1, flags: 0 };
+    case FrameType.Proof:
+      return { min: TAG_BYTES, max: TAG_BYTES, step: 1, flags: 0 };
+    case FrameType.HaveRequest:
+    case FrameType.TagRequest:
+      return { min: TAG_BYTES, max: WireLimit.tagPages * TAG_BYTES, step: TAG_BYTES, flags: 0 };
+    case FrameType.Have:
+      return { min: 1, max: WireLimit.tagPages / 8, step: 1, flags: 0 };
+    case FrameType.TagPages:
+      return { min: 5, max: 4 + WireLimit.tagPages / 8 + WireLimit.tagPages * TAG_PAGE, step: 1, flags: FrameFlag.Lz4 };
     case FrameType.State:
       return { min: 1, max: WireLimit.stateChunk, step: 1, flags: 0 };
     case FrameType.StateEnd:
@@ -226,7 +254,7 @@ const FIRST_SCRATCH = 64 << 10;
 export class FrameDecoder {
   readonly #sink: FrameSink;
   /** By type; undefined: this reader doesn't accept it. */
-  readonly #rules: (FrameRule | undefined)[] = new Array<FrameRule | undefined>(16).fill(undefined);
+  readonly #rules: (FrameRule | undefined)[] = new Array<FrameRule | undefined>(32).fill(undefined);
   readonly #head = Buffer.alloc(HEADER_SIZE);
   /** Bytes of a cut header that have arrived; HEADER_SIZE while its payload is gathered. */
   #headFill = 0;

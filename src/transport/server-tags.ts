@@ -1,0 +1,94 @@
+/**
+ * Pages by tag at the host that has them. A question what is here, and a request for one page, which somebody's guest waits
+ * for, are answered where they are read; other requests are bulk.
+ */
+import type { Socket } from 'node:net';
+import { PagetideError } from '../errors.ts';
+import { TAG_PAGE } from '../pages/tags.ts';
+import type { BatchResult } from './batch-task.ts';
+import type { DomainStream, LiveDomain } from './live-domain.ts';
+import { BulkStream, type BulkParts } from './server-bulk.ts';
+import { Counter } from './server-messages.ts';
+import { hasTags, readByTag } from './tag-place.ts';
+import { isProof, type ProofOf } from './tag-proof.ts';
+import { decodeTagRequest, encodeHave, encodeTagPages } from './wire-tag-pages.ts';
+import { FrameType, WireLimit, protocolError } from './wire.ts';
+
+export class TagStream extends BulkStream<LiveDomain> implements DomainStream {
+  readonly host: string | undefined;
+  readonly #of: ProofOf;
+  #proven = false;
+
+  /** @param of the nonces of this connection: what the other end has yet to prove */
+  constructor(domain: LiveDomain, socket: Socket, parts: BulkParts, host: string | undefined, of: ProofOf) {
+    super(domain, 'tags', socket, parts, WireLimit.tagRequests);
+    this.host = host;
+    this.#of = of;
+  }
+
+  protected override take(
+    type: FrameType,
+    stream: number,
+    argument: number,
+    buffer: Buffer,
+    offset: number,
+    length: number,
+  ): void {
+    const payload = buffer.subarray(offset, offset + length);
+    if (!this.#proven) {
+      this.#prove(type, payload);
+      return;
+    }
+    if (type === FrameType.Proof) throw protocolError('a proof comes once, and first');
+    const { place } = this.owner;
+    const tags = decodeTagRequest(payload, argument);
+    if (type === FrameType.HaveRequest) {
+      this.owner.count(Counter.tagsAsked, argument);
+      this.finish(encodeHave(stream, hasTags(place, tags)));
+    } else if (argument === 1) {
+      this.finish(this.#one(stream, tags));
+    } else {
+      this.enqueue({ stream, argument, task: { kind: 'tags', place, stream, tags } });
+    }
+  }
+
+  #prove(type: FrameType, payload: Uint8Array): void {
+    if (type !== FrameType.Proof) throw protocolError('the proof of the domain comes first');
+    if (!isProof(payload, 'client', this.#of))
+      throw new PagetideError('PT_DOMAIN_SECRET', 'you have another secret of this domain');
+    this.#proven = true;
+  }
+
+  #one(stream: number, tags: Uint8Array): Buffer {
+    const page = Buffer.allocUnsafe(TAG_PAGE);
+    const found = readByTag(this.owner.place, tags, 0, page, 0);
+    const bytes = found ? TAG_PAGE : 0;
+    this.#count(found ? 1 : 0, found ? 0 : 1, bytes, bytes);
+    return encodeTagPages(stream, 1, Uint8Array.of(found ? 1 : 0), page.subarray(0, bytes), bytes, false);
+  }
+
+  protected override retainTask(): void {
+    // the place's numbers name things that native code keeps while they are used, and refuses afterwards
+  }
+
+  protected override releaseTask(): void {
+    // as above
+  }
+
+  protected override countResult({
+    pages,
+    absent,
+    rawBytes,
+    bodyBytes,
+  }: Exclude<BatchResult, { error: unknown }>): void {
+    this.#count(pages, absent, rawBytes, bodyBytes);
+  }
+
+  #count(pages: number, absent: number, raw: number, sent: number): void {
+    const { owner } = this;
+    owner.count(Counter.tagPages, pages);
+    owner.count(Counter.tagAbsent, absent);
+    owner.count(Counter.rawBytes, raw);
+    owner.count(Counter.pageBytes, sent);
+  }
+}
