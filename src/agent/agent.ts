@@ -53,6 +53,8 @@ export class Agent implements AgentService {
   readonly #startedAt = performance.now();
   /** Migrations whose end has been counted. */
   readonly #counted = new Set<string>();
+  /** Pages that were not those of their tags, of migrations that ended. */
+  readonly #mismatched = { source: 0, peer: 0 };
   readonly #watchers = new Set<() => void>();
   #follow: (() => void) | undefined;
   readonly #memory = new MemoryReleaser(() => this.#isIdle(), true);
@@ -126,6 +128,8 @@ export class Agent implements AgentService {
     this.#metrics.faultWorkersBusy.set(this.#host.pools.busy);
     const { cache } = this.#host.shared;
     if (cache !== undefined) this.#metrics.setCache(cache.stats());
+    this.#metrics.setPeers(this.#host.pageServer.tagCounters());
+    this.#metrics.setMismatches(this.#mismatches());
     return this.#metrics.text();
   }
 
@@ -340,6 +344,17 @@ export class Agent implements AgentService {
     });
   }
 
+  /** Of the migrations that ended, and of those that are under way. */
+  #mismatches(): { source: number; peer: number } {
+    const sum = { ...this.#mismatched };
+    for (const machine of this.migrations.all()) {
+      if (machine.ended || !(machine instanceof IncomingMigration)) continue;
+      sum.source += machine.mismatches.source;
+      sum.peer += machine.mismatches.peer;
+    }
+    return sum;
+  }
+
   #isIdle(): boolean {
     return this.migrations.all().every((machine) => machine.ended);
   }
@@ -349,6 +364,10 @@ export class Agent implements AgentService {
       const info = machine.info();
       if (!machine.ended || this.#counted.has(info.id + info.direction)) continue;
       this.#counted.add(info.id + info.direction);
+      if (machine instanceof IncomingMigration) {
+        this.#mismatched.source += machine.mismatches.source;
+        this.#mismatched.peer += machine.mismatches.peer;
+      }
       const { phase } = info.progress;
       this.#metrics.migrations.inc({ direction: info.direction, outcome: phase });
       if (info.report === undefined) continue;

@@ -77,7 +77,7 @@ function openResident(log: Logger): ResidentIndex | undefined {
 
 /** @throws PagetideError as {@link openCache} */
 export function openSharedPages(
-  config: CacheConfig & Pick<AgentConfig, 'state'>,
+  config: CacheConfig & Pick<AgentConfig, 'state' | 'peers'>,
   domains: Domains,
   log: Logger,
 ): OpenSharedPages {
@@ -96,6 +96,7 @@ export function openSharedPages(
     history: new History(historyPlace.folder, historyPlace.limits),
     historyPlace,
     keeper,
+    peers: config.peers,
     log,
   });
   void shared.recall().catch((error: unknown) => {

@@ -8,6 +8,7 @@ import { dirname, join, resolve } from 'node:path';
 import { parseDocument } from 'yaml';
 import { z } from 'zod';
 import { asPagetideError, PagetideError } from '../errors.ts';
+import { MOST_PEERS } from '../memory/peers.ts';
 import { HOST_FILES } from '../trust/pem-files.ts';
 import { parseListen, type ListenAddress } from './listen-address.ts';
 import { checkSocketPath, controlSocket, defaultState, MAX_SOCKET_PATH, NAME_PATTERN } from './names.ts';
@@ -136,6 +137,26 @@ export const configSchema = z.strictObject({
     })
     .prefault({})
     .describe('Domains, see security.md.'),
+  peers: z
+    .strictObject({
+      serve: z
+        .boolean()
+        .default(true)
+        .describe('Whether other hosts of a domain get pages of it from here, by tag: from the cache and from guests.'),
+      most: z
+        .int()
+        .min(0)
+        .max(MOST_PEERS)
+        .default(4)
+        .describe('Other hosts, besides the source, that are asked for the pages of a guest that arrives. 0: none.'),
+      waitMs: millis
+        .default(500)
+        .describe(
+          'Milliseconds without a byte after which such a host, where it owes an answer, is given up for a while.',
+        ),
+    })
+    .prefault({})
+    .describe('Pages of a domain from hosts that are not the source, see docs/pages.md.'),
   watch: z
     .strictObject({
       cpu: z

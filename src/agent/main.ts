@@ -27,6 +27,7 @@ import { Journal, type JournalRecord } from './journal.ts';
 import { urlOf } from './listen-address.ts';
 import { createLogger } from './log.ts';
 import { checkRoom } from './room.ts';
+import { SharedDomains } from './shared-domains.ts';
 
 /** A source that is silent for this long has given a destination up that doesn't own the guest yet, milliseconds. */
 const SILENCE_MS = 30_000;
@@ -93,6 +94,12 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     });
 
     pageServer.onRefused(refusalLog(log));
+    if (config.peers.serve) {
+      const sharedDomains = new SharedDomains({ store: domains, shared: pages.shared, pageServer, log });
+      // after the page server, whose streams use the keys
+      undo.splice(-1, 0, () => sharedDomains.close());
+      await sharedDomains.start();
+    }
 
     const url = config.advertise ?? pageServer.address().url;
     const agent = new Agent(

@@ -1,6 +1,7 @@
 /** What an agent tells Prometheus. Callers change the fields; `text()` is what `GET /metrics` answers. */
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client';
 import type { CacheStats } from '../pages/cache.ts';
+import type { PageCounters } from '../transport/page-server.ts';
 import type { GuestState } from './service.ts';
 
 const GUEST_STATES: readonly GuestState[] = ['running', 'paused', 'incoming', 'in-doubt', 'alarm', 'gone'];
@@ -80,6 +81,24 @@ export function createMetrics(options: MetricsOptions = {}) {
     help: '1 where the file of the shared-page cache was cut off: it is of no use until a restart',
     registers,
   });
+  const mismatches = new Counter({
+    name: 'pagetide_page_mismatches_total',
+    help: 'Pages that came for guests and were not those of their tags, by where they came from (source, peer): never installed',
+    labelNames: ['from'] as const,
+    registers,
+  });
+  const peerPages = new Counter({
+    name: 'pagetide_peer_pages_total',
+    help: 'Pages by tag that other hosts of a domain wanted of this one, by what became of it (asked: whether they are here; sent; absent)',
+    labelNames: ['what'] as const,
+    registers,
+  });
+  const peerBytes = new Counter({
+    name: 'pagetide_peer_bytes_total',
+    help: 'Bytes of the streams on which they wanted them, by direction (in, out)',
+    labelNames: ['direction'] as const,
+    registers,
+  });
   const alarms = new Counter({
     name: 'pagetide_alarms_total',
     help: 'Things that must never happen, by kind: any increase wants a person',
@@ -112,6 +131,21 @@ export function createMetrics(options: MetricsOptions = {}) {
       const { hits, misses, insertions, evictions, rejected, dropped, refused } = stats;
       for (const [event, count] of Object.entries({ hits, misses, insertions, evictions, rejected, dropped, refused }))
         cacheEvents.inc({ event }, count);
+    },
+    /** Of all guests that came here so far. */
+    setMismatches(counts: { source: number; peer: number }): void {
+      mismatches.reset();
+      for (const [from, count] of Object.entries(counts)) mismatches.inc({ from }, count);
+    },
+    /** As the page server counts. */
+    setPeers({ tagsAsked, tagPages, tagAbsent, bytesIn, bytesOut }: PageCounters): void {
+      peerPages.reset();
+      peerPages.inc({ what: 'asked' }, tagsAsked);
+      peerPages.inc({ what: 'sent' }, tagPages);
+      peerPages.inc({ what: 'absent' }, tagAbsent);
+      peerBytes.reset();
+      peerBytes.inc({ direction: 'in' }, bytesIn);
+      peerBytes.inc({ direction: 'out' }, bytesOut);
     },
     /** The whole in Prometheus' text format. */
     text: (): Promise<string> => registry.metrics(),

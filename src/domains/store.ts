@@ -42,12 +42,6 @@ const KEY = '.key';
 /** Withdrawn domains whose epochs are remembered. */
 const MOST_WITHDRAWN = 1000;
 
-/** A domain, ready to be used. */
-export interface StoredDomain extends Domain {
-  /** The same on every host of the domain; tells nothing of the secret. */
-  publicId: string;
-}
-
 /** What the host that made a domain gives to another. */
 export interface GivenDomain {
   id: string;
@@ -69,6 +63,7 @@ export class DomainStore implements Domains {
   /** Epochs of what was withdrawn here, by host and id. A message that was overtaken can't arrive after a restart: not on the disk. */
   readonly #withdrawn = new Map<string, number>();
   readonly #told: ((domain: { name: string; id: number }) => void)[] = [];
+  readonly #changed: (() => void)[] = [];
   /** Changes, one after the other. Never rejects. */
   #work: Promise<void> = Promise.resolve();
 
@@ -101,7 +96,7 @@ export class DomainStore implements Domains {
     return store;
   }
 
-  get(name: string): StoredDomain | undefined {
+  get(name: string): Domain | undefined {
     const record = this.record(name);
     const secret = this.#secrets.get(name);
     if (record === undefined || secret === undefined || this.#going.has(name)) return undefined;
@@ -115,6 +110,11 @@ export class DomainStore implements Domains {
 
   onRemoved(callback: (domain: { name: string; id: number }) => void): void {
     this.#told.push(callback);
+  }
+
+  /** Calls back whenever a domain, or who has it, may have changed. */
+  onChange(callback: () => void): void {
+    this.#changed.push(callback);
   }
 
   /** Every domain that is recorded; not to be changed. */
@@ -322,6 +322,7 @@ export class DomainStore implements Domains {
         forgetOldest(draft);
         await writeWhole(join(this.#folder, RECORDS), printRecords(draft));
         this.#records = draft;
+        for (const changed of this.#changed) changed();
         return result;
       } catch (error) {
         await this.#dropStrays();

@@ -178,10 +178,13 @@ export class FaultService {
     }
   }
 
-  /** An answer from the demand connection: the page of `frame` lies in `page` at `offset`, or is all zero. */
-  answer(frame: number, page: Uint8Array, offset: number, zero: boolean): void {
+  /**
+   * An answer from the demand connection: the page of `frame` lies in `page` at `offset`, or is all zero. One of a peer has been
+   * compared with the frame's tag already.
+   */
+  answer(frame: number, page: Uint8Array, offset: number, zero: boolean, from: 'source' | 'peer' = 'source'): void {
     const { session, outcome, named } = this;
-    if (named !== undefined && !(zero ? named.isZero(frame) : named.verify(frame, page, offset))) {
+    if (from === 'source' && named !== undefined && !(zero ? named.isZero(frame) : named.verify(frame, page, offset))) {
       this.mismatch(frame);
       return;
     }
@@ -192,7 +195,9 @@ export class FaultService {
       return;
     }
     const result = session.install(frame, 1, page, offset, outcome);
-    this.serving.addPages('demand', session.pageSize, session.pageSize, outcome[OutcomeField.Installed]!);
+    const installed = outcome[OutcomeField.Installed]!;
+    this.serving.addPages('demand', session.pageSize, session.pageSize, from === 'source' ? installed : 0);
+    if (from === 'peer') this.serving.addFromPeer('demand', installed);
     if (result === Outcome.Done && outcome[OutcomeField.Installed] === 1) {
       this.finish(frame);
       if (named !== undefined) this.spread(named, frame, page, offset);
@@ -236,6 +241,17 @@ export class FaultService {
     const { demand } = this;
     if (demand === undefined) return;
     for (const [frame, since] of [...this.waiting]) if (!demand.request(frame)) this.park(frame, since, undefined);
+  }
+
+  /** The demand connection is gone: what waits for it is asked for elsewhere, where there is somebody. */
+  reroute(): void {
+    // where nobody can be asked it goes on waiting for the source
+    for (const frame of [...this.waiting.keys()]) this.demand?.request(frame);
+  }
+
+  /** Nobody can give this page now; it is asked for again later. */
+  unheld(frame: number): void {
+    if (this.waiting.has(frame)) this.park(frame, this.sinceOf(frame), undefined);
   }
 
   /**

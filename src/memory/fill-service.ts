@@ -22,6 +22,7 @@ import { FillOrder } from './fill-order.ts';
 import { wrongPage, type LocalPages } from './local-pages.ts';
 import { FrameState, Outcome, OutcomeField, OUTCOME_FIELDS } from './native.ts';
 import type { NamedPages } from './named-pages.ts';
+import type { FillSide } from './peer-fill.ts';
 import type { FaultSession } from './native.ts';
 import type { Serving } from './serving.ts';
 
@@ -39,6 +40,21 @@ export interface FilledBatch {
   pages: Uint8Array;
   /** Payload bytes on the wire. */
   wireBytes: number;
+  /** From where; a peer's is found right already. */
+  from: 'source' | 'peer';
+}
+
+/** Where batches come from besides the source: see peer-fill.ts. */
+export interface PeerBatches {
+  /**
+   * Takes claimed frames over: they come back by {@link FillSide}. `held by nobody`: given back already, as the source is away
+   * too. `nobody to ask`: they are still the caller's.
+   */
+  take(runs: Uint32Array): 'taken' | 'held by nobody' | 'nobody to ask';
+  /** Batches of which it is not known yet who has them. */
+  readonly asking: number;
+  /** Gives everything back that was taken over. Idempotent. */
+  stop(): void;
 }
 
 export interface FillOptions {
@@ -48,6 +64,8 @@ export interface FillOptions {
   remote?: BatchPages | undefined;
   /** Where the pages have names: what is here already is taken from here, and what comes is checked. */
   named?: NamedPages | undefined;
+  /** Other hosts that may have the pages, too. */
+  peers?: ((side: FillSide) => PeerBatches) | undefined;
   /** Frames a batch. */
   batchFrames: number;
   /** Batches asked for at once. */
@@ -72,8 +90,9 @@ const REFUSED_MS = 200;
 /** So is what the kernel or a memory file refuses. */
 const TROUBLE_MS = 200;
 
-export class FillService {
+export class FillService implements FillSide {
   private readonly options: FillOptions;
+  private readonly peers: PeerBatches | undefined;
   private readonly order: FillOrder;
   private readonly outcome = new Int32Array(OUTCOME_FIELDS);
   /** Runs asked for and not answered. */
@@ -93,6 +112,7 @@ export class FillService {
   constructor(options: FillOptions) {
     this.options = options;
     this.order = new FillOrder(options.session, options.serving);
+    this.peers = options.peers?.(this);
   }
 
   /**
@@ -104,6 +124,7 @@ export class FillService {
       return await this.work();
     } finally {
       this.stopped = true;
+      this.peers?.stop();
       this.disconnected();
       for (const batch of this.again.splice(0)) this.giveBack(batch.runs);
     }
@@ -155,6 +176,34 @@ export class FillService {
     if (this.again.length > 0 || this.inFlight.size === 0) this.wake?.();
   }
 
+  /** See {@link FillSide}. */
+  fromPeers(batches: readonly FilledBatch[]): void {
+    for (const batch of batches) {
+      if (this.isOver()) this.giveBack(batch.runs);
+      else this.install(batch);
+    }
+    if (this.isOver()) return;
+    this.ask();
+    const { named } = this.options;
+    if (named?.keeps === true) for (const batch of batches) this.keep(named, batch);
+    this.wake?.();
+  }
+
+  /** See {@link FillSide}. */
+  more(): void {
+    if (!this.isOver()) this.ask();
+  }
+
+  /** See {@link FillSide}. */
+  fromSource(runs: Uint32Array): boolean {
+    if (!this.isOver() && this.options.remote?.request(runs) === true) {
+      this.inFlight.add(runs);
+      return true;
+    }
+    this.giveBack(runs);
+    return false;
+  }
+
   /** The fill connection is gone: what it was asked for is missing again. */
   disconnected(): void {
     for (const runs of this.inFlight) this.giveBack(runs);
@@ -173,7 +222,8 @@ export class FillService {
     this.pausedUntil = performance.now() + REFUSED_MS;
   }
 
-  private giveBack(runs: Uint32Array): void {
+  /** See {@link FillSide}: missing again, for whoever comes next. */
+  giveBack(runs: Uint32Array): void {
     const { session, named } = this.options;
     for (let i = 0; i < runs.length; i += 2) {
       session.release(runs[i]!, runs[i + 1]!, FrameState.InFlight);
@@ -298,17 +348,16 @@ export class FillService {
         return;
       }
       const polite = serving.demandWaiting > 0;
-      if (this.inFlight.size >= (polite ? 1 : window) || !this.withinBandwidth()) return;
+      const underWay = this.inFlight.size + (this.peers?.asking ?? 0);
+      if (underWay >= (polite ? 1 : window) || !this.withinBandwidth()) return;
       const frames = this.order.next(polite ? Math.min(POLITE_FRAMES, batchFrames) : batchFrames);
       if (frames.length === 0) return;
       const runs = this.wanted(frames);
       if (runs === undefined) return;
       if (runs.length === 0) continue;
-      if (!remote.request(runs)) {
-        this.giveBack(runs);
-        return;
-      }
-      this.inFlight.add(runs);
+      const taken = this.peers?.take(runs) ?? 'nobody to ask';
+      if (taken === 'held by nobody') return;
+      if (taken === 'nobody to ask' && !this.fromSource(runs)) return;
       this.spend(runs);
     }
   }
@@ -365,7 +414,8 @@ export class FillService {
     const { session, serving, named } = this.options;
     const { runs, zero, pages } = batch;
     const size = session.pageSize;
-    serving.addPages('fill', batch.wireBytes, pages.length, 0);
+    // a peer's were counted as they came
+    if (batch.from === 'source') serving.addPages('fill', batch.wireBytes, pages.length, 0);
     let index = 0;
     let offset = 0;
     for (let i = 0; i < runs.length; i += 2) {
@@ -379,7 +429,7 @@ export class FillService {
           session.markZero(frame, count); // in no ring
         } else {
           const result = session.install(frame, count, pages, offset, this.outcome);
-          this.progress(this.outcome[OutcomeField.Installed]!);
+          this.progress(this.outcome[OutcomeField.Installed]!, batch.from);
           if (result !== Outcome.Done) {
             const done = this.outcome[OutcomeField.Next]! - frame;
             const isWorthMore = result === Outcome.Again || this.settle(result, frame + done);
@@ -397,10 +447,11 @@ export class FillService {
     }
   }
 
-  private progress(installed: number): void {
+  private progress(installed: number, from: FilledBatch['from'] = 'source'): void {
     if (installed === 0) return;
     this.troubled = false;
-    this.options.serving.addPages('fill', 0, 0, installed);
+    if (from === 'peer') this.options.serving.addFromPeer('fill', installed);
+    else this.options.serving.addPages('fill', 0, 0, installed);
   }
 
   /**
@@ -469,5 +520,5 @@ function rest(batch: FilledBatch, i: number, frame: number, index: number, offse
   const zero = new Uint8Array((frames + 7) >> 3);
   for (let n = 0; n < frames; n++) if (bit(batch.zero, index + n)) zero[n >> 3]! |= 1 << (n & 7);
   // a copy, as the pages may lie in memory that the connection uses again; `slice` of a Buffer would be none
-  return { runs, zero, pages: new Uint8Array(batch.pages.subarray(offset)), wireBytes: 0 };
+  return { runs, zero, pages: new Uint8Array(batch.pages.subarray(offset)), wireBytes: 0, from: batch.from };
 }

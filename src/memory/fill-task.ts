@@ -3,7 +3,9 @@ import { FillService } from './fill-service.ts';
 import { openLocalPages, type LocalPages } from './local-pages.ts';
 import { native } from './native.ts';
 import { openNamedPages } from './named-pages.ts';
+import { PeerFill, type FillSide } from './peer-fill.ts';
 import { PeerPages } from './peer-pages.ts';
+import { openPeers, type Peers } from './peers.ts';
 import { ServicePort } from './service-port.ts';
 import { Serving } from './serving.ts';
 import type { ServiceEnd, ServiceTask } from './worker-messages.ts';
@@ -16,6 +18,7 @@ export async function runFillTask(task: ServiceTask): Promise<ServiceEnd> {
   let local: LocalPages | undefined;
   let peer: PeerPages | undefined;
   let fill: FillService | undefined;
+  let peers: Peers | undefined;
   try {
     const asked = new Map<number, Uint32Array>();
     if (task.pages.kind === 'peer') {
@@ -24,7 +27,13 @@ export async function runFillTask(task: ServiceTask): Promise<ServiceEnd> {
           const runs = asked.get(stream);
           asked.delete(stream);
           if (runs === undefined) return;
-          fill?.answer(runs, { runs, zero: batch.zero, pages: batch.pages, wireBytes: batch.bodyBytes });
+          fill?.answer(runs, {
+            runs,
+            zero: batch.zero,
+            pages: batch.pages,
+            wireBytes: batch.bodyBytes,
+            from: 'source',
+          });
         },
         onBatchError: (stream, runs, error) => {
           asked.delete(stream);
@@ -43,11 +52,34 @@ export async function runFillTask(task: ServiceTask): Promise<ServiceEnd> {
     }
     const pages = peer;
     const names = task.pages.kind === 'peer' ? task.pages.named : undefined;
+    const named = names && openNamedPages(names, session.pageSize, serving, 'fill');
+    let peerFill: PeerFill | undefined;
+    const others = openPeers(task.pages, session.pageSize, {
+      sourceMs: () => pages?.roundTripMs,
+      onLeftOut: (url, error) => port.tell({ event: 'left-out', url, error: error.toJSON() }),
+      onChange: () => peerFill?.changed(),
+    });
+    peers = others;
+    if (others !== undefined) peer?.alsoCount(() => others.bytes);
+    const makePeerFill = (side: FillSide): PeerFill => {
+      peerFill = new PeerFill({
+        peers: others!,
+        named: named!,
+        tags: native().arenaView(names!.tags),
+        frames: session.frames,
+        pageSize: session.pageSize,
+        serving,
+        side,
+        isSourceUp: () => pages?.roundTripMs !== undefined,
+      });
+      return peerFill;
+    };
     fill = new FillService({
       session,
       serving,
       local,
-      named: names && openNamedPages(names, session.pageSize, serving, 'fill'),
+      named,
+      peers: others && makePeerFill,
       remote: pages && {
         request: (runs) => {
           const stream = pages.requestBatch(runs);
@@ -67,6 +99,8 @@ export async function runFillTask(task: ServiceTask): Promise<ServiceEnd> {
     if (!(await port.started)) return { end: 'stopped' };
     return { end: await service.run() };
   } finally {
+    // first, so that its bytes are counted with the others'
+    peers?.close();
     peer?.close();
     local?.close();
     session.close();

@@ -32,6 +32,8 @@ export interface GuestServiceEvents {
   foreign: [frame: number];
   /** Something is wrong that may mend itself; told for operators. */
   note: [text: string, code?: ErrorCode];
+  /** Another host is not asked for pages of this guest any more. */
+  leftOut: [url: string, error: PagetideError];
   /** A worker failed for good. */
   failed: [error: PagetideError];
 }
@@ -50,8 +52,11 @@ export interface ServiceFigures {
   cached: number;
   resident: number;
   repeated: number;
-  /** Pages that came and were not those of their tags. */
+  /** Frames that got it from other hosts than the source. */
+  fromPeers: number;
+  /** Pages that came and were not those of their tags, of the source and of others. */
   mismatches: number;
+  peerMismatches: number;
 }
 
 interface Worker {
@@ -113,7 +118,9 @@ export class GuestService extends EventEmitter<GuestServiceEvents> {
       cached: this.serving.cached,
       resident: this.serving.resident,
       repeated: this.serving.repeated,
+      fromPeers: this.serving.fromPeers,
       mismatches: this.serving.mismatches,
+      peerMismatches: this.serving.peerMismatches,
     };
   }
 
@@ -175,6 +182,9 @@ export class GuestService extends EventEmitter<GuestServiceEvents> {
         return;
       case 'connected':
         this.emit('note', 'connected to the source');
+        return;
+      case 'left-out':
+        this.emit('leftOut', message.url, errorFromJson(message.error));
         return;
       case 'ready':
         return;

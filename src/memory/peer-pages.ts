@@ -9,6 +9,12 @@ import type { ServicePort } from './service-port.ts';
 import type { Serving } from './serving.ts';
 import type { PeerPagesSpec } from './worker-messages.ts';
 
+/** Bytes at sockets, so far. */
+interface Bytes {
+  received: number;
+  sent: number;
+}
+
 export interface PeerPagesHandlers extends Omit<PageHandlers, 'onClose'> {
   /** There is a connection (again): what is wanted has to be asked for. */
   onConnected?: () => void;
@@ -27,6 +33,8 @@ export class PeerPages {
   private readonly pages: ReconnectingPages;
   private readonly counting: NodeJS.Timeout;
   private readonly count: () => void;
+  /** Other connections whose bytes count as this one's. */
+  private others: (() => Bytes) | undefined;
 
   constructor(
     spec: PeerPagesSpec,
@@ -91,11 +99,22 @@ export class PeerPages {
     });
     this.count = () => {
       const { received, sent } = this.pages.bytes;
-      serving.setTraffic(channel, received, sent);
+      const others = this.others?.();
+      serving.setTraffic(channel, received + (others?.received ?? 0), sent + (others?.sent ?? 0));
     };
     this.counting = setInterval(this.count, COUNT_MS);
     this.counting.unref();
     this.pages.start();
+  }
+
+  /** Counts the bytes of other connections with those of this one. */
+  alsoCount(others: () => Bytes): void {
+    this.others = others;
+  }
+
+  /** Round trip to the source, milliseconds; undefined while there is no connection. */
+  get roundTripMs(): number | undefined {
+    return this.pages.connection?.connectMs;
   }
 
   requestPage(frame: number): boolean {

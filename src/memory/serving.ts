@@ -20,6 +20,7 @@ const I = {
   Reconnects: 5,
   FillInFlight: 6,
   Mismatches: 7,
+  PeerMismatches: 8,
 } as const;
 /** Float64 fields, written by the fault worker (Demand…, MaxUs, Zero…) or the fill worker (Fill…). */
 const F = {
@@ -40,10 +41,12 @@ const F = {
   FillRepeated: 14,
   DemandResident: 15,
   FillResident: 16,
+  DemandPeer: 17,
+  FillPeer: 18,
 } as const;
 
 const INTS = 16;
-const FLOATS = 17;
+const FLOATS = 19;
 /** Where the ring's head lies, bytes from the start; for tests. */
 export const HINT_HEAD_AT = FLOATS * 8 + I.HintHead * 4;
 const BYTES = (INTS + HINTS + HISTOGRAM_BUCKETS + 1) * 4 + FLOATS * 8 + 8;
@@ -135,6 +138,10 @@ export class Serving {
   addResident(which: 'demand' | 'fill', frames: number): void {
     this.floats[which === 'demand' ? F.DemandResident : F.FillResident]! += frames;
   }
+  /** Frames whose page came from another host that has the domain. */
+  addFromPeer(which: 'demand' | 'fill', frames: number): void {
+    this.floats[which === 'demand' ? F.DemandPeer : F.FillPeer]! += frames;
+  }
   /** Frames that got the page which another frame of this guest was sent. */
   addRepeated(which: 'demand' | 'fill', frames: number): void {
     this.floats[which === 'demand' ? F.DemandRepeated : F.FillRepeated]! += frames;
@@ -144,8 +151,19 @@ export class Serving {
     Atomics.add(this.ints, I.Mismatches, 1);
   }
 
+  /** So did pages of peers. */
+  peerMismatched(pages: number): void {
+    Atomics.add(this.ints, I.PeerMismatches, pages);
+  }
+
   // --- readers
 
+  get fromPeers(): number {
+    return this.floats[F.DemandPeer]! + this.floats[F.FillPeer]!;
+  }
+  get peerMismatches(): number {
+    return Atomics.load(this.ints, I.PeerMismatches);
+  }
   get cached(): number {
     return this.floats[F.DemandCached]! + this.floats[F.FillCached]!;
   }

@@ -3,6 +3,7 @@ import type { MessagePort } from 'node:worker_threads';
 import type { ErrorJson } from '../errors.ts';
 import type { LocalPagesSpec } from './local-pages.ts';
 import type { NamedPagesSpec } from './named-pages.ts';
+import type { PeersSpec } from './peers.ts';
 
 /** Pages that lie with another agent. */
 export interface PeerPagesSpec {
@@ -16,6 +17,8 @@ export interface PeerPagesSpec {
   pageSize: number;
   /** Without it nothing that comes can be checked: for tests and benches of the transport alone. */
   named?: NamedPagesSpec | undefined;
+  /** Other hosts that may have the pages, by tag. */
+  peers?: PeersSpec | undefined;
   /** The guest runs here already: no refusal is final, as the source may just be starting again. */
   patient: boolean;
 }
@@ -45,6 +48,8 @@ export type FromWorker =
   /** The connection is being made again since `error`. */
   | { event: 'disconnected'; error: ErrorJson }
   | { event: 'foreign'; frame: number }
+  /** A peer is not asked any more. */
+  | { event: 'left-out'; url: string; error: ErrorJson }
   | { event: 'trouble'; frame: number; error: ErrorJson };
 
 /** How a task ended well. */

@@ -11,6 +11,8 @@ export interface Domain {
   name: string;
   /** Names the domain in the cache's file: the same in every run of this agent, and never another domain's. */
   id: number;
+  /** The same on every host of the domain; tells nothing of the secret. */
+  publicId: string;
   /** A handle of the caller's own on its secret. The caller closes it. */
   openKey(): DomainKey;
 }
@@ -19,12 +21,18 @@ export interface Domain {
 export interface Domains {
   /** Undefined: this host was not granted a domain of that name. */
   get(name: string): Domain | undefined;
+  /** Other hosts that have the domain, and the URLs of their agents; as far as this one knows. */
+  members(name: string): readonly { host: string; url: string }[];
   /** Calls back after a domain was removed, or this host lost it. */
   onRemoved(callback: (domain: { name: string; id: number }) => void): void;
 }
 
 /** Of an agent that has none. */
-export const noDomains: Domains = { get: () => undefined, onRemoved: () => undefined };
+export const noDomains: Domains = {
+  get: () => undefined,
+  members: () => [],
+  onRemoved: () => undefined,
+};
 
 /** With a preparation: which domain, and that the source has its secret. */
 export interface DomainClaim {

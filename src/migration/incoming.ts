@@ -6,6 +6,7 @@
 import { asPagetideError, errorFromJson, PagetideError, type ErrorJson } from '../errors.ts';
 import type { GuestRecord, Vmm } from '../guests/driver.ts';
 import { Readable } from 'node:stream';
+import type { Serving } from '../memory/serving.ts';
 import type { PeerPagesSpec } from '../memory/worker-messages.ts';
 import type { PeerClient } from '../transport/peer.ts';
 import { native } from '../memory/native.ts';
@@ -58,6 +59,8 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
   readonly #host: MigrationHost;
   #vmm: Vmm | undefined;
   #arrival: Arrival | undefined;
+  /** Of all that served the guest, one after the other. */
+  readonly #served: Serving[] = [];
   #state: StateChannel | undefined;
   #peer: PeerClient | undefined;
   #wants: number[] | undefined;
@@ -264,6 +267,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
       pageSize,
       frames: size / pageSize,
       patient,
+      peers: this.#host.shared.peers(this.#request()),
     };
   }
 
@@ -459,7 +463,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
 
   async #measure(vmm: Vmm, arrival: Arrival): Promise<CompletionFigures> {
     const stats = await vmm.stats().catch(() => null);
-    const { counts, faults, pageBytes, rawBytes, cached, resident, repeated } = arrival.service.figures();
+    const { counts, faults, pageBytes, rawBytes, cached, resident, repeated, fromPeers } = arrival.service.figures();
     const installed = Math.min(counts.total, counts.installed);
     const before = Math.min(installed, arrival.before);
     const { stalls } = stats ?? { stalls: null };
@@ -471,8 +475,8 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
         cache: cached,
         resident,
         duplicate: repeated,
-        peer: 0,
-        source: installed - before - cached - resident - repeated,
+        peer: fromPeers,
+        source: installed - before - cached - resident - repeated - fromPeers,
       },
       bytes: {
         wire: 0,
@@ -531,6 +535,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
 
   #listen(arrival: Arrival): void {
     const { service } = arrival;
+    this.#served.push(service.serving);
     service.on('filled', () => this.dispatch({ type: 'filled' }));
     service.on('foreign', (frame) => {
       this.#raise(
@@ -540,6 +545,9 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     service.on('note', (text) => {
       this.#note = text;
       this.changed();
+    });
+    service.on('leftOut', (url, { code, message }) => {
+      this.#host.log.warn({ guest: this.state.guest, url, code }, `a peer is not asked for pages any more: ${message}`);
     });
     service.on('failed', (error) => {
       this.#host.log.error({ guest: this.state.guest, code: error.code }, error.message);
@@ -587,6 +595,16 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     this.#host.log.fatal({ guest: this.state.guest, code: error.code }, error.message);
     void this.#vmm?.pause().catch(() => undefined);
     this.changed();
+  }
+
+  /** Pages that came, and were not those of their tags, since this agent has the guest. */
+  get mismatches(): { source: number; peer: number } {
+    let [source, peer] = [0, 0];
+    for (const { mismatches, peerMismatches } of this.#served) {
+      source += mismatches;
+      peer += peerMismatches;
+    }
+    return { source, peer };
   }
 
   get alarmed(): ErrorJson | undefined {

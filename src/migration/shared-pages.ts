@@ -13,6 +13,7 @@ import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import type { Logger } from 'pino';
 import { asPagetideError, PagetideError } from '../errors.ts';
 import type { GuestRecord } from '../guests/driver.ts';
+import { MOST_PEERS, type PeersSpec } from '../memory/peers.ts';
 import type { PageCache } from '../pages/cache.ts';
 import type { ChunkStore } from '../pages/chunk-store.ts';
 import type { History, HistoryLimits } from '../pages/history.ts';
@@ -39,7 +40,16 @@ export interface SharedPagesParts {
   history: History;
   historyPlace: { folder: string; limits: HistoryLimits };
   keeper: KeepPool;
+  peers: PeerSettings;
   log: Logger;
+}
+
+/** Whether and how other hosts are asked for the pages of a guest that arrives. */
+export interface PeerSettings {
+  /** Hosts of one guest's workers at most; 0: none is asked. */
+  most: number;
+  /** See memory/peer.ts. */
+  waitMs: number;
 }
 
 /** A guest that has left, whose memory is still to be looked at. Its files may be unlinked already. */
@@ -106,6 +116,23 @@ export class SharedPages {
     this.#giveKey(domain);
     const resident = this.resident?.lookups(domain.id) ?? 0;
     return { key: domain.openKey(), shared: { cache: this.cache?.id ?? 0, resident, domain: domain.id } };
+  }
+
+  /**
+   * Other hosts that may have the pages of a guest that arrives: of its domain, but for its source. Where there are more than are
+   * asked, some of them, others each time. Undefined: none.
+   */
+  peers({ domain: claim, source }: Pick<PrepareRequest, 'domain' | 'source'>): PeersSpec | undefined {
+    const { domains, peers } = this.#parts;
+    const domain = claim === undefined ? undefined : domains.get(claim.name);
+    if (domain === undefined) return undefined;
+    const others = domains.members(domain.name).filter(({ url }) => !sameOrigin(url, source.url));
+    for (let left = others.length; left > 1; left--) {
+      const other = Math.floor(Math.random() * left);
+      [others[left - 1], others[other]] = [others[other]!, others[left - 1]!];
+    }
+    const urls = others.slice(0, Math.min(peers.most, MOST_PEERS)).map(({ url }) => url);
+    return urls.length === 0 ? undefined : { domain: domain.publicId, urls, waitMs: peers.waitMs };
   }
 
   /**
@@ -229,6 +256,10 @@ export class SharedPages {
       log.error({ domain: name, code }, message);
     }
   }
+}
+
+function sameOrigin(a: string, b: string): boolean {
+  return URL.canParse(a) && URL.canParse(b) && new URL(a).origin === new URL(b).origin;
 }
 
 /** Whole pages of the files, in guest memory space one after the other. @throws PagetideError `PT_MEMORY_FILE` */

@@ -32,7 +32,7 @@ function batchOf(runs: Uint32Array, zero: (frame: number) => boolean) {
     if (zero(frame)) bitmap[i >> 3]! |= 1 << (i & 7);
     else pages.push(...pageOf(frame));
   });
-  return { runs, zero: bitmap, pages: Uint8Array.from(pages), wireBytes: pages.length };
+  return { runs, zero: bitmap, pages: Uint8Array.from(pages), wireBytes: pages.length, from: 'source' as const };
 }
 
 interface Bed {

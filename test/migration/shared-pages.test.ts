@@ -18,17 +18,29 @@ import { DomainKey, TAG_BYTES, TAG_PAGE, TAG_VERSION } from '../../src/pages/tag
 import { makePage, openCache } from '../pages/support.ts';
 import { scratch } from '../guests/embedded-support.ts';
 
+const peers = { most: 3, waitMs: 500 };
+
 /** Domains 1, 2, … by name; `remove` takes one away as a store does. */
-function domainsOf(...names: string[]): Domains & { remove(name: string): void } {
+function domainsOf(
+  ...names: string[]
+): Domains & { remove(name: string): void; others: Map<string, { host: string; url: string }[]> } {
+  const others = new Map<string, { host: string; url: string }[]>();
   const known = new Map(
     names.map((name, index): [string, Domain] => [
       name,
-      { name, id: index + 1, openKey: () => new DomainKey(Buffer.alloc(32, name)) },
+      {
+        name,
+        id: index + 1,
+        publicId: `${index + 1}`.padStart(32, '0'),
+        openKey: () => new DomainKey(Buffer.alloc(32, name)),
+      },
     ]),
   );
   const told: ((domain: Domain) => void)[] = [];
   return {
+    others,
     get: (name) => known.get(name),
+    members: (name) => others.get(name) ?? [],
     onRemoved: (callback) => void told.push(callback),
     remove: (name) => {
       const domain = known.get(name)!;
@@ -50,7 +62,7 @@ function open(t: Test, domains: Domains, slots = 256) {
   const log = pino({ level: 'silent' });
   const resident = ResidentIndex.open(4096);
   t.teardown(() => resident.close());
-  const shared = new SharedPages({ domains, cache, resident, chunks, history, historyPlace, keeper, log });
+  const shared = new SharedPages({ domains, cache, resident, chunks, history, historyPlace, keeper, peers, log });
   return { shared, cache, resident, history, chunks, folder, path };
 }
 
@@ -115,6 +127,7 @@ void t.test('what a guest leaves behind outlives its memory file', async (t) => 
     history,
     historyPlace: { folder: join(folder, 'history'), limits: { guests: 4, bytes: 2 ** 20 } },
     keeper: new KeepPool(),
+    peers,
     log: pino({ level: 'silent' }),
   });
   await again.recall();
@@ -208,6 +221,34 @@ void t.test('a domain that is removed leaves no page, no chunk, no manifest, and
   let found = 0;
   for (let at = 4096; at < file.length; at += 4096) if (!native().isZero(file, at, 4096)) found++;
   t.ok(found - used <= Math.ceil((256 * 32) / 4096), `${found} pages of the file hold something, headers included`);
+});
+
+void t.test('other hosts are asked: of the guest’s domain, not the source, and not more than allowed', (t) => {
+  const domains = domainsOf('shop', 'bank');
+  const { shared } = open(t, domains);
+  const url = (port: number): string => `http://127.0.0.1:${port}`;
+  domains.others.set(
+    'shop',
+    [1, 2, 3, 4, 5].map((n) => ({ host: `host-${n}`, url: url(n) })),
+  );
+  const asked = (domain: string | undefined, source: string) =>
+    shared.peers({
+      ...(domain === undefined ? {} : { domain: { name: domain, proof: '' } }),
+      source: { url: source, token: '' },
+    });
+  t.equal(asked(undefined, url(1)), undefined, 'a guest of no domain');
+  t.equal(asked('bank', url(1)), undefined, 'nobody else has it');
+  t.equal(asked('none', url(1)), undefined);
+  const ever = new Set<string>();
+  for (let i = 0; i < 200; i++) {
+    const peers = asked('shop', `${url(1)}/`)!;
+    t.equal(peers.urls.length, 3);
+    t.equal(new Set(peers.urls).size, 3);
+    for (const one of peers.urls) ever.add(one);
+    t.equal(peers.domain, domains.get('shop')!.publicId);
+  }
+  t.same([...ever].sort(), [url(2), url(3), url(4), url(5)]);
+  t.end();
 });
 
 void t.test('warming: any file, tags made on the way', async (t) => {

@@ -4,7 +4,7 @@
  */
 import { connect, createServer, type AddressInfo, type Server, type Socket } from 'node:net';
 
-export type Kind = 'demand' | 'fill' | 'state' | 'control';
+export type Kind = 'demand' | 'fill' | 'state' | 'tags' | 'control';
 
 export interface Passing {
   readonly kind: Kind;
@@ -31,7 +31,7 @@ export class TcpProxy {
   rate = 0;
   alter: Alter | undefined;
   /** Connections so far, by kind. */
-  readonly counts: Record<Kind, number> = { demand: 0, fill: 0, state: 0, control: 0 };
+  readonly counts: Record<Kind, number> = { demand: 0, fill: 0, state: 0, tags: 0, control: 0 };
   readonly #server: Server;
   readonly #links = new Set<Link>();
   readonly #sockets = new Set<Socket>();
@@ -80,8 +80,7 @@ export class TcpProxy {
     }
     near.once('data', (first: Buffer) => {
       near.pause();
-      const channel = /^GET \/v1\/pages\/[^ ?]+\?channel=(\w+)/.exec(first.toString('latin1', 0, 200))?.[1];
-      const kind: Kind = channel === 'demand' || channel === 'fill' || channel === 'state' ? channel : 'control';
+      const kind = kindOf(first.toString('latin1', 0, 200));
       const nth = this.counts[kind]++;
       if (!this.held.has(kind)) this.#pass({ kind, nth }, near, first);
     });
@@ -123,4 +122,10 @@ export class TcpProxy {
       }
     });
   }
+}
+
+function kindOf(request: string): Kind {
+  if (request.startsWith('GET /v1/tags/')) return 'tags';
+  const channel = /^GET \/v1\/pages\/[^ ?]+\?channel=(\w+)/.exec(request)?.[1];
+  return channel === 'demand' || channel === 'fill' || channel === 'state' ? channel : 'control';
 }
