@@ -60,6 +60,10 @@ export const ERROR_CODES = {
     status: 422,
     hint: 'Remove the cache file, or configure another path; it only holds copies, and is made anew.',
   },
+  PT_PAGE_UNHELD: {
+    status: 503,
+    hint: 'The guest waits for it, and it is asked for again: bring back the host that has it.',
+  },
   PT_NO_CACHE: { status: 409, hint: 'Set cache.size in the configuration of the agent.' },
   // trust between hosts
   PT_FILE_EXISTS: { status: 409, hint: 'Choose another folder, or move the files there away.' },

@@ -27,7 +27,7 @@ interface Told {
 
 export class SharedDomains {
   readonly #parts: SharedDomainsParts;
-  /** By public id: what the page server was told. */
+  /** By the mark of the secret: what the page server was told. */
   readonly #told = new Map<string, Told>();
   /** Never rejects. */
   #work: Promise<void> = Promise.resolve();
@@ -77,7 +77,7 @@ export class SharedDomains {
       // `domain` of the shared pages, as the cache needs the key to verify what an earlier run left
       const domain = store.get(name);
       if (domain === undefined || shared.domain(name) === undefined) continue;
-      const { publicId: id } = domain;
+      const { mark: id } = domain;
       here.add(id);
       const hosts = store.members(name).map(({ host }) => host);
       const known = this.#told.get(id);

@@ -20,7 +20,7 @@ import { join } from 'node:path';
 import type { Logger } from 'pino';
 import { asPagetideError, PagetideError } from '../errors.ts';
 import type { Domain, Domains } from '../migration/domains.ts';
-import { keyMark, keyNumber, readKeyFile } from '../pages/key-file.ts';
+import { keyMark, keyNumber, MARK_PREFIX, readKeyFile } from '../pages/key-file.ts';
 import { DOMAIN_KEY_BYTES, DomainKey } from '../pages/tags.ts';
 import { keepToOwner, openFolder, removeFile, writeWhole } from './files.ts';
 import {
@@ -105,7 +105,7 @@ export class DomainStore implements Domains {
       if (this.#secrets.get(name) !== secret) throw unknown(name);
       return new DomainKey(secret);
     };
-    return { name, id: record.number, publicId: record.id, openKey };
+    return { name, id: record.number, mark: record.mark.slice(MARK_PREFIX.length), openKey };
   }
 
   onRemoved(callback: (domain: { name: string; id: number }) => void): void {

@@ -249,9 +249,12 @@ export class FaultService {
     for (const frame of [...this.waiting.keys()]) this.demand?.request(frame);
   }
 
-  /** Nobody can give this page now; it is asked for again later. */
+  /** Nobody that can be asked has this page; it is asked for again later. */
   unheld(frame: number): void {
-    if (this.waiting.has(frame)) this.park(frame, this.sinceOf(frame), undefined);
+    if (!this.waiting.has(frame) && !this.parked.has(frame)) return;
+    this.park(frame, this.sinceOf(frame), undefined);
+    const error = new PagetideError('PT_PAGE_UNHELD', `nobody who can be asked has the page of frame ${frame}`);
+    this.trouble(frame, error);
   }
 
   /**

@@ -340,7 +340,8 @@ export class FillService implements FillSide {
   /** Fills the window of requests. */
   private ask(): void {
     const { remote, serving, window, batchFrames } = this.options;
-    if (remote === undefined || this.stopped || performance.now() < this.pausedUntil) return;
+    if ((remote === undefined && this.peers === undefined) || this.stopped || performance.now() < this.pausedUntil)
+      return;
     for (let rounds = 0; ; rounds++) {
       if (rounds > window + LOCAL_ROUNDS) {
         // what the cache has is installed at once: the event loop must have its turn all the same

@@ -9,8 +9,11 @@ import type { Serving } from './serving.ts';
 
 /** What travels to a worker. */
 export interface NamedPagesSpec {
-  /** The arena (see native.ts) that holds the tags: 16 bytes a frame of 4096 bytes. Final before anything is served. */
-  tags: number;
+  /**
+   * The tags, 16 bytes a frame of 4096 bytes, over shared memory; or the arena (see native.ts) that holds them. Final before
+   * anything is served.
+   */
+  tags: number | Uint8Array;
   /** Rings of frames with the same page: `next` and `first` of pages/duplicates.ts, over shared memory. Final likewise. */
   next: Uint32Array;
   first: Uint32Array;
@@ -63,7 +66,7 @@ class TaggedPages implements NamedPages {
   constructor(spec: NamedPagesSpec, pageSize: number, serving: Serving, which: 'demand' | 'fill') {
     const { key, cache, domain } = spec;
     this.spec = spec;
-    this.tags = native().arenaView(spec.tags);
+    this.tags = tagsOf(spec);
     this.serving = serving;
     this.which = which;
     this.pages = new CachedPages({ tags: this.tags, key, cache, domain, pageSize, serving, which });
@@ -123,6 +126,11 @@ class TaggedPages implements NamedPages {
   ring(frame: number): number {
     return this.single ? this.spec.first[frame]! : frame;
   }
+}
+
+/** The tags as this thread sees them. */
+export function tagsOf({ tags }: Pick<NamedPagesSpec, 'tags'>): Uint8Array {
+  return typeof tags === 'number' ? native().arenaView(tags) : tags;
 }
 
 /** Opens it in this thread. `which` of the two workers counts what it installs. */

@@ -13,7 +13,7 @@ import type { PagesSpec } from './worker-messages.ts';
 
 /** What travels to a worker. */
 export interface PeersSpec {
-  /** The domain's public id. */
+  /** The mark of the domain's secret, 32 hex digits. */
   domain: string;
   /** URLs of other agents that have the domain; not the source's. {@link MOST_PEERS} at most. */
   urls: readonly string[];
@@ -51,7 +51,8 @@ export function openPeers(
   pageSize: number,
   options: Omit<PeersOptions, 'spec' | 'key'>,
 ): Peers | undefined {
-  if (pages.kind !== 'peer' || pages.named === undefined || pages.peers === undefined) return undefined;
+  if ((pages.kind !== 'peer' && pages.kind !== 'by-tag') || pages.named === undefined || pages.peers === undefined)
+    return undefined;
   if (pageSize !== TAG_PAGE || pages.peers.urls.length === 0) return undefined;
   return new Peers({ ...options, spec: pages.peers, key: pages.named.key });
 }

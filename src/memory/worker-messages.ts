@@ -23,7 +23,14 @@ export interface PeerPagesSpec {
   patient: boolean;
 }
 
-export type PagesSpec = LocalPagesSpec | PeerPagesSpec;
+/** Pages that others have, by tag alone: no source is sure to have them. */
+export interface TaggedPagesSpec {
+  kind: 'by-tag';
+  named: NamedPagesSpec;
+  peers: PeersSpec;
+}
+
+export type PagesSpec = LocalPagesSpec | PeerPagesSpec | TaggedPagesSpec;
 
 /** One guest's task in the fault pool, or in the fill pool. */
 export interface ServiceTask {

@@ -11,8 +11,8 @@ export interface Domain {
   name: string;
   /** Names the domain in the cache's file: the same in every run of this agent, and never another domain's. */
   id: number;
-  /** The same on every host of the domain; tells nothing of the secret. */
-  publicId: string;
+  /** Names its secret without giving it away (pages/key-file.ts), 32 hex digits: the same wherever somebody has that secret. */
+  mark: string;
   /** A handle of the caller's own on its secret. The caller closes it. */
   openKey(): DomainKey;
 }

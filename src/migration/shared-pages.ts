@@ -132,7 +132,7 @@ export class SharedPages {
       [others[left - 1], others[other]] = [others[other]!, others[left - 1]!];
     }
     const urls = others.slice(0, Math.min(peers.most, MOST_PEERS)).map(({ url }) => url);
-    return urls.length === 0 ? undefined : { domain: domain.publicId, urls, waitMs: peers.waitMs };
+    return urls.length === 0 ? undefined : { domain: domain.mark, urls, waitMs: peers.waitMs };
   }
 
   /**

@@ -50,12 +50,15 @@ export function passingKey(): Buffer {
   return randomBytes(DOMAIN_KEY_BYTES);
 }
 
+/** Before the 32 hex digits of a mark. */
+export const MARK_PREFIX = 'key:';
+
 /**
  * Names a secret without giving it away: what a manifest file says it was made with. Secrets are random, so nobody finds
  * one by trying.
  */
 export function keyMark(secret: Uint8Array): string {
-  return `key:${markOf(secret).toString('hex', 0, 16)}`;
+  return MARK_PREFIX + markOf(secret).toString('hex', 0, 16);
 }
 
 /** The number by which a cache file knows the domain of a secret: the same in every run. */

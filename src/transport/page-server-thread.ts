@@ -45,7 +45,7 @@ export class PageServerThread {
   readonly #server: Server | SecureServer;
   readonly #closeConnections: () => void;
   readonly #offers = new Map<string, LiveOffer>();
-  /** By public id. */
+  /** By the mark of the secret. */
   readonly #domains = new Map<string, LiveDomain>();
   readonly #pool: BatchPool;
   readonly #bulk: BulkParts;

@@ -159,7 +159,7 @@ export class PageServer {
     return this.#ask({ type: 'share', domain });
   }
 
-  /** Ends the streams of a domain. Idempotent. @param domain its public id */
+  /** Ends the streams of a domain. Idempotent. @param domain the mark of its secret */
   unshare(domain: string): Promise<void> {
     return this.#ask({ type: 'unshare', domain });
   }

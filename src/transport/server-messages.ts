@@ -25,7 +25,7 @@ export interface Offer {
 
 /** A domain whose pages other hosts may have by tag. */
 export interface SharedDomain {
-  /** Its public id. */
+  /** The mark of its secret, 32 hex digits. */
   id: string;
   place: TagPlace;
   /**

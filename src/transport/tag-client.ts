@@ -34,7 +34,7 @@ const PONG_LIMIT = 64 << 10;
 export interface TagAddress {
   /** The other agent's URL. */
   url: string;
-  /** The domain's public id. */
+  /** The mark of the domain's secret, 32 hex digits. */
   domain: string;
   /** The domain's key, as native code knows it. */
   key: number;

@@ -33,7 +33,7 @@ export function isNonce(text: unknown): text is string {
 export interface ProofOf {
   /** The domain key, as native code knows it. */
   key: number;
-  /** The domain's public id. */
+  /** The mark of the domain's secret, 32 hex digits. */
   domain: string;
   /** The nonces of both ends. */
   client: string;

@@ -35,7 +35,7 @@ export function isTagsPath(url: string): boolean {
   return url.startsWith(TAGS_PATH);
 }
 
-/** @param domain its public id */
+/** @param domain the mark of its secret */
 export function tagsPath(domain: string): string {
   return TAGS_PATH + domain;
 }
@@ -79,7 +79,7 @@ export function parseUpgrade(url: string, headers: IncomingHttpHeaders): Upgrade
 }
 
 export interface TagsUpgradeRequest {
-  /** The domain's public id. */
+  /** The mark of the domain's secret, 32 hex digits. */
   domain: string;
   /** The client's. */
   nonce: string;

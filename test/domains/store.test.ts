@@ -57,7 +57,7 @@ void t.test('a domain is the same in every run, and its secret in one file of it
   for (const name of readdirSync(at)) t.equal(mode(join(at, name)), 0o600, name);
   const [shop, bank] = [store.get('shop')!, store.get('bank')!];
   t.not(shop.id, bank.id);
-  t.not(shop.publicId, bank.publicId);
+  t.not(shop.mark, bank.mark);
   const tags = [probe(shop.openKey()), probe(bank.openKey())];
   t.not(tags[0], tags[1], 'a secret each');
 
@@ -69,7 +69,7 @@ void t.test('a domain is the same in every run, and its secret in one file of it
     t.notMatch(records, Buffer.from(secret, 'hex').toString(encoding), `no secret in the records, as ${encoding}`);
 
   const again = await open(at);
-  t.match(again.get('shop'), { name: 'shop', id: shop.id, publicId: shop.publicId });
+  t.match(again.get('shop'), { name: 'shop', id: shop.id, mark: shop.mark });
   t.same([probe(again.get('shop')!.openKey()), probe(again.get('bank')!.openKey())], tags);
   t.equal(again.get('other'), undefined);
   await t.rejects(again.create('shop'), { code: 'PT_DOMAIN_EXISTS' });

@@ -31,7 +31,7 @@ function domainsOf(
       {
         name,
         id: index + 1,
-        publicId: `${index + 1}`.padStart(32, '0'),
+        mark: `${index + 1}`.padStart(32, '0'),
         openKey: () => new DomainKey(Buffer.alloc(32, name)),
       },
     ]),
@@ -245,7 +245,7 @@ void t.test('other hosts are asked: of the guest’s domain, not the source, and
     t.equal(peers.urls.length, 3);
     t.equal(new Set(peers.urls).size, 3);
     for (const one of peers.urls) ever.add(one);
-    t.equal(peers.domain, domains.get('shop')!.publicId);
+    t.equal(peers.domain, domains.get('shop')!.mark);
   }
   t.same([...ever].sort(), [url(2), url(3), url(4), url(5)]);
   t.end();

@@ -1,0 +1,111 @@
+/** The fill worker's side of pages that lie elsewhere: the fill connection to the source, and the other hosts that may have them. */
+import type { BatchPages, FillService } from './fill-service.ts';
+import type { FaultSession } from './native.ts';
+import { openNamedPages, tagsOf, type NamedPages } from './named-pages.ts';
+import { PeerFill, type FillSide } from './peer-fill.ts';
+import { PeerPages } from './peer-pages.ts';
+import { openPeers, type Peers } from './peers.ts';
+import type { ServicePort } from './service-port.ts';
+import type { Serving } from './serving.ts';
+import type { PeerPagesSpec, TaggedPagesSpec } from './worker-messages.ts';
+
+export interface RemoteFillOptions {
+  pages: PeerPagesSpec | TaggedPagesSpec;
+  session: FaultSession;
+  serving: Serving;
+  port: ServicePort;
+}
+
+/** How often the bytes of peers are counted where there is no source, milliseconds. */
+const COUNT_MS = 100;
+
+export class RemoteFill {
+  readonly named: NamedPages | undefined;
+  /** What the fill service asks the source with. */
+  readonly source: BatchPages | undefined;
+  /** Makes what it asks the others with; undefined where there are none. */
+  readonly peers: ((side: FillSide) => PeerFill) | undefined;
+  /** Resolves when the source answers; at once where there is none. Rejects as {@link PeerPages.connected}. */
+  readonly connected: Promise<void>;
+  /** Gets what comes; to be set before anything is asked for. */
+  fill: FillService | undefined;
+  readonly #serving: Serving;
+  readonly #pages: PeerPages | undefined;
+  readonly #peers: Peers | undefined;
+  /** Runs of the batches that are asked for, by stream. */
+  readonly #asked = new Map<number, Uint32Array>();
+  #counting: NodeJS.Timeout | undefined;
+
+  constructor({ pages: spec, session, serving, port }: RemoteFillOptions) {
+    this.#serving = serving;
+    if (spec.named !== undefined) this.named = openNamedPages(spec.named, session.pageSize, serving, 'fill');
+    const pages = spec.kind === 'peer' ? this.#connect(spec, port) : undefined;
+    this.#pages = pages;
+    this.connected = pages?.connected ?? Promise.resolve();
+    if (pages !== undefined) {
+      this.source = {
+        request: (runs) => {
+          const stream = pages.requestBatch(runs);
+          if (stream === 0) return false;
+          this.#asked.set(stream, runs);
+          return true;
+        },
+      };
+    }
+    let peerFill: PeerFill | undefined;
+    const peers = openPeers(spec, session.pageSize, {
+      sourceMs: () => pages?.roundTripMs,
+      onLeftOut: (url, error) => port.tell({ event: 'left-out', url, error: error.toJSON() }),
+      onChange: () => peerFill?.changed(),
+    });
+    this.#peers = peers;
+    if (peers === undefined) return;
+    if (pages === undefined) this.#counting = setInterval(() => this.#count(), COUNT_MS).unref();
+    else pages.alsoCount(() => peers.bytes);
+    this.peers = (side) =>
+      (peerFill = new PeerFill({
+        peers,
+        named: this.named!, // there are no peers without
+        tags: tagsOf(spec.named!),
+        frames: session.frames,
+        pageSize: session.pageSize,
+        serving,
+        side,
+        isSourceUp: () => pages?.roundTripMs !== undefined,
+      }));
+  }
+
+  close(): void {
+    clearInterval(this.#counting);
+    // first, so that its bytes are counted with the others'
+    this.#peers?.close();
+    this.#pages?.close();
+    if (this.#pages === undefined) this.#count();
+  }
+
+  #connect(spec: PeerPagesSpec, port: ServicePort): PeerPages {
+    const asked = this.#asked;
+    return new PeerPages(spec, 'fill', this.#serving, port, {
+      onBatch: ({ zero, pages, bodyBytes: wireBytes }, stream) => {
+        const runs = asked.get(stream);
+        asked.delete(stream);
+        if (runs !== undefined) this.fill?.answer(runs, { runs, zero, pages, wireBytes, from: 'source' });
+      },
+      onBatchError: (stream, runs, error) => {
+        asked.delete(stream);
+        this.fill?.refused(runs);
+        port.tell({ event: 'trouble', frame: runs[0] ?? 0, error: error.toJSON() });
+      },
+      onConnected: () => this.fill?.connected(),
+      onDisconnected: () => {
+        asked.clear();
+        this.fill?.disconnected();
+      },
+    });
+  }
+
+  #count(): void {
+    const { received, sent } = this.#peers?.bytes ?? { received: 0, sent: 0 };
+    this.#serving.setTraffic('fill', received, sent);
+  }
+}
