@@ -1,6 +1,17 @@
-/** Pools of threads for short batches, all of the same kind. */
+/** What all pools of threads have in common, and those for short batches, all of the same kind. */
 import { Piscina } from 'piscina';
 import { WORKER_LIMITS } from './memory/release-memory.ts';
+
+/** Of every piscina. */
+export const POOL_OPTIONS = {
+  // idle workers must keep their event loops: piscina's default parks them in Atomics.wait
+  atomics: 'disabled',
+  resourceLimits: WORKER_LIMITS,
+  closeTimeout: 5_000,
+  // Piscina tries require() on the entry point first. Where Node loads ES modules that way, a thread that is ended in the
+  // midst of it takes the whole process along (an assertion of Node's); import(), to which it falls back, ends well.
+  execArgv: ['--no-experimental-require-module'],
+} as const satisfies Partial<ConstructorParameters<typeof Piscina>[0]>;
 
 /**
  * A piscina of fixed size.
@@ -14,9 +25,6 @@ export function batchWorkers<Task, Result>(name: string, threads: number, queue:
     minThreads: threads,
     maxThreads: threads,
     maxQueue: queue,
-    // idle workers must keep their event loops: piscina's default parks them in Atomics.wait
-    atomics: 'disabled',
-    resourceLimits: WORKER_LIMITS,
-    closeTimeout: 5_000,
+    ...POOL_OPTIONS,
   });
 }

@@ -83,7 +83,7 @@ export function healthy(checks: readonly Check[]): boolean {
   return !checks.some((check) => check.status === 'missing' && check.essential === true);
 }
 
-/** Numbers of a version such as `v20.15.1` or `6.1.0-18-amd64`, compared with `major.minor`. */
+/** Numbers of a version such as `v20.17.1` or `6.1.0-18-amd64`, compared with `major.minor`. */
 function atLeast(version: string, major: number, minor: number): boolean {
   const [a = 0, b = 0] = (/(\d+)\.(\d+)/.exec(version) ?? []).slice(1).map(Number);
   return a > major || (a === major && b >= minor);
@@ -116,6 +116,6 @@ function platformCheck({ platform, kernel }: DoctorProbes): Check {
 
 function nodeCheck({ node }: DoctorProbes): Check {
   if (atLeast(node, 20, 15)) return { name: 'node', status: 'ok', found: node };
-  const fix = 'install Node.js 20.15 or newer';
+  const fix = 'install Node.js 20.17 or newer';
   return { name: 'node', status: 'missing', found: node, needed: 'everything', fix, essential: true };
 }

@@ -6,7 +6,7 @@
  */
 import { Piscina } from 'piscina';
 import { PagetideError } from '../errors.ts';
-import { WORKER_LIMITS } from './release-memory.ts';
+import { POOL_OPTIONS } from '../batch-workers.ts';
 import { settled } from './settled.ts';
 import type { ServiceEnd, ServiceTask, Settled } from './worker-messages.ts';
 
@@ -17,11 +17,8 @@ function pool(name: string, threads: number): Piscina<ServiceTask, Settled> {
     maxThreads: threads,
     // tasks beyond the threads are refused before they get here
     maxQueue: threads,
-    // idle workers must keep their event loops: piscina's default parks them in Atomics.wait
-    atomics: 'disabled',
     idleTimeout: Number.POSITIVE_INFINITY,
-    resourceLimits: WORKER_LIMITS,
-    closeTimeout: 5000,
+    ...POOL_OPTIONS,
   });
 }
 

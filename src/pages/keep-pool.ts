@@ -2,7 +2,7 @@
 import { closeSync } from 'node:fs';
 import { Piscina } from 'piscina';
 import { asPagetideError, errorFromJson, PagetideError } from '../errors.ts';
-import { WORKER_LIMITS } from '../memory/release-memory.ts';
+import { POOL_OPTIONS } from '../batch-workers.ts';
 import type { KeepResult, KeepTask, Kept } from './keep-task.ts';
 
 /** Guests whose memory may wait for it. Each is held until then: beyond that it is let go of instead. */
@@ -20,9 +20,7 @@ export class KeepPool {
       maxThreads: 1,
       maxQueue: WAITING,
       idleTimeout: IDLE_MS,
-      atomics: 'disabled',
-      resourceLimits: WORKER_LIMITS,
-      closeTimeout: 5_000,
+      ...POOL_OPTIONS,
     });
   }
 
