@@ -34,8 +34,11 @@ import type {
   GuestRequest,
   GuestState,
   MigrateRequest,
+  SnapshotInfo,
+  SnapshotRequest,
   WarmRequest,
 } from './service.ts';
+import type { Snapshots } from './snapshots.ts';
 
 /** A watcher is told at least this often, milliseconds: figures change without an event. */
 const WATCH_MS = 200;
@@ -49,6 +52,7 @@ export class Agent implements AgentService {
   readonly #host: MigrationHost;
   readonly #guests: Guests;
   readonly #cache: CacheService;
+  readonly #snapshots: Snapshots;
   readonly #metrics: Metrics = createMetrics({ process: true });
   readonly #startedAt = performance.now();
   /** Migrations whose end has been counted. */
@@ -66,12 +70,14 @@ export class Agent implements AgentService {
     guests: Guests,
     journal: Journal,
     store: DomainStore,
+    snapshots: Snapshots,
     identity: string | undefined,
     log: Logger,
   ) {
     this.#config = config;
     this.#host = host;
     this.#guests = guests;
+    this.#snapshots = snapshots;
     this.#cache = new CacheService(host.shared, guests, cachePath(config));
     this.migrations = new Migrations(host, guests, journal, log);
     this.domains = new DomainService({
@@ -184,6 +190,18 @@ export class Agent implements AgentService {
 
   warmCache(request: WarmRequest): Promise<Kept> {
     return this.#cache.warm(request);
+  }
+
+  listSnapshots(): SnapshotInfo[] {
+    return this.#snapshots.list();
+  }
+
+  async shareSnapshot(request: SnapshotRequest): Promise<SnapshotInfo> {
+    return this.#snapshots.share(request);
+  }
+
+  unshareSnapshot(file: string): Promise<void> {
+    return this.#snapshots.unshare(file);
   }
 
   async migrate(request: MigrateRequest): Promise<MigrationInfo> {

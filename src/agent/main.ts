@@ -28,6 +28,7 @@ import { urlOf } from './listen-address.ts';
 import { createLogger } from './log.ts';
 import { checkRoom } from './room.ts';
 import { SharedDomains } from './shared-domains.ts';
+import { Snapshots } from './snapshots.ts';
 
 /** A source that is silent for this long has given a destination up that doesn't own the guest yet, milliseconds. */
 const SILENCE_MS = 30_000;
@@ -94,9 +95,12 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     });
 
     pageServer.onRefused(refusalLog(log));
+    const snapshots = new Snapshots({ folder: join(config.state, 'snapshots'), shared: pages.shared, tagPool, log });
+    // after the page server, whose streams look into them
+    undo.splice(-1, 0, () => snapshots.close());
     if (config.peers.serve) {
-      const sharedDomains = new SharedDomains({ store: domains, shared: pages.shared, pageServer, log });
-      // after the page server, whose streams use the keys
+      const sharedDomains = new SharedDomains({ store: domains, shared: pages.shared, snapshots, pageServer, log });
+      // likewise
       undo.splice(-1, 0, () => sharedDomains.close());
       await sharedDomains.start();
     }
@@ -108,12 +112,14 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
       guests,
       journal,
       domains,
+      snapshots,
       trust?.name,
       log,
     );
     undo.push(() => agent.migrations.close());
     await agent.migrations.recover();
     agent.watchGuests(watches);
+    void snapshots.recover();
 
     const api = buildApi(agent, { logger: log });
     undo.push(() => api.close());

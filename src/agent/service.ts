@@ -97,6 +97,24 @@ export interface Check {
   essential?: boolean;
 }
 
+/** A memory file that is to be shared with other hosts of a domain. */
+export interface SnapshotRequest {
+  /** Absolute path on the agent's host. */
+  file: string;
+  domain: string;
+  /** Its manifest, made with the domain's secret: it need not be tagged then. */
+  manifest?: string;
+}
+
+/** One that is. */
+export interface SnapshotInfo {
+  file: string;
+  domain: string;
+  /** Of 4096 bytes, and how many of them are zero. */
+  frames: number;
+  zero: number;
+}
+
 /** Domains: what operators ask, and agents of each other. src/domains/service.ts says what each does. */
 export interface AgentDomains {
   list(): DomainInfo[];
@@ -135,6 +153,11 @@ export interface AgentService {
   clearCache(): number;
   /** Resolves when the pages are in the cache, as far as there is room. */
   warmCache(request: WarmRequest): Promise<Kept>;
+
+  listSnapshots(): SnapshotInfo[];
+  /** Resolves when every page of it is listed. */
+  shareSnapshot(request: SnapshotRequest): Promise<SnapshotInfo>;
+  unshareSnapshot(file: string): Promise<void>;
 
   /** Starts a migration; resolves once it is journaled. */
   migrate(request: MigrateRequest): Promise<MigrationInfo>;

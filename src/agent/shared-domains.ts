@@ -12,10 +12,12 @@ import type { DomainStore } from '../domains/store.ts';
 import type { SharedPages } from '../migration/shared-pages.ts';
 import type { DomainKey } from '../pages/tags.ts';
 import type { PageServer } from '../transport/page-server.ts';
+import type { Snapshots } from './snapshots.ts';
 
 export interface SharedDomainsParts {
   store: Pick<DomainStore, 'all' | 'get' | 'members' | 'onChange'>;
   shared: Pick<SharedPages, 'cache' | 'resident' | 'domain'>;
+  snapshots: Pick<Snapshots, 'lookups'>;
   pageServer: Pick<PageServer, 'share' | 'unshare'>;
   log: Logger;
 }
@@ -40,9 +42,7 @@ export class SharedDomains {
 
   /** Tells what there is, and from now on what changes. Resolves when the first is told. */
   start(): Promise<void> {
-    const { store, shared } = this.#parts;
-    // a host without pages has nothing to share
-    if (shared.cache === undefined && shared.resident === undefined) return Promise.resolve();
+    const { store } = this.#parts;
     store.onChange(() => this.#soon());
     this.#soon();
     return this.#work;
@@ -71,7 +71,7 @@ export class SharedDomains {
   }
 
   async #tell(): Promise<void> {
-    const { store, shared, pageServer } = this.#parts;
+    const { store, shared, snapshots, pageServer } = this.#parts;
     const here = new Set<string>();
     for (const { name } of store.all()) {
       // `domain` of the shared pages, as the cache needs the key to verify what an earlier run left
@@ -84,7 +84,12 @@ export class SharedDomains {
       const now = JSON.stringify(hosts);
       if (known?.hosts === now) continue;
       const key = known?.key ?? domain.openKey();
-      const place = { key: key.id, cache: shared.cache?.id ?? 0, resident: shared.resident?.lookups(domain.id) ?? 0 };
+      const place = {
+        key: key.id,
+        cache: shared.cache?.id ?? 0,
+        resident: shared.resident?.lookups(domain.id) ?? 0,
+        files: snapshots.lookups(domain.id),
+      };
       this.#told.set(id, { key, hosts: now });
       await pageServer.share({ id, place, hosts });
     }

@@ -13,6 +13,7 @@ import { addManifest } from './commands/manifest.ts';
 import { addMigrate } from './commands/migrate.ts';
 import { addMigrations } from './commands/migrations.ts';
 import { addPager } from './commands/pager.ts';
+import { addSnapshot } from './commands/snapshot.ts';
 import { Context, type GlobalOptions } from './context.ts';
 import { EXIT_OK, exitCode, formatFailure, usage } from './failure.ts';
 
@@ -41,6 +42,7 @@ export function buildProgram(rest?: readonly string[]): Command {
   addMigrations(program, context);
   addDomain(program, context);
   addCache(program, context);
+  addSnapshot(program, context);
   addManifest(program, context);
   addPager(program, context);
   addCluster(program, context);

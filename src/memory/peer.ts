@@ -25,6 +25,8 @@ export interface PeerOptions {
   connect(url: string, signal: AbortSignal): Promise<TagStream>;
   /** Milliseconds without a byte after which a peer that owes an answer is given up for a while. */
   waitMs: number;
+  /** Longest rest, milliseconds; a minute by default. Less where there may be nobody else. */
+  mostRestMs?: number;
   /** It has become available, or is not available any more. */
   onChange?(): void;
   /** It is left out from now on, for good. */
@@ -190,7 +192,7 @@ export class Peer {
       return;
     }
     this.#state = 'resting';
-    this.#restUntil = this.#now() + Math.min(LAST_REST_MS, FIRST_REST_MS * 2 ** Math.min(this.#rests++, 10));
+    this.#restUntil = this.#now() + this.#restMs(this.#rests++);
   }
 
   /** Too slow. The rest grows with each time: a peer that answers, and stops again, is of little use. */
@@ -199,10 +201,14 @@ export class Peer {
     stream.close();
     // its callbacks come by the event loop; until then it is not asked any more
     this.#state = 'resting';
-    this.#restUntil = this.#now() + Math.min(LAST_REST_MS, FIRST_REST_MS * 2 ** Math.min(rests, 10));
+    this.#restUntil = this.#now() + this.#restMs(rests);
     this.#rests = rests + 1;
     this.#forget();
     this.#options.onChange?.();
+  }
+
+  #restMs(rests: number): number {
+    return Math.min(this.#options.mostRestMs ?? LAST_REST_MS, FIRST_REST_MS * 2 ** Math.min(rests, 10));
   }
 
   #leaveOut(error: PagetideError): void {

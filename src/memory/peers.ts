@@ -19,6 +19,8 @@ export interface PeersSpec {
   urls: readonly string[];
   /** See {@link PeerOptions.waitMs}. */
   waitMs: number;
+  /** See {@link PeerOptions.mostRestMs}. */
+  restMs?: number;
 }
 
 /** Peers that one guest's workers ask: a bit each in a byte. */
@@ -64,7 +66,7 @@ export class Peers {
 
   constructor(options: PeersOptions) {
     const { spec, key, onLeftOut, onChange } = options;
-    const { domain, waitMs, urls } = spec;
+    const { domain, waitMs, restMs, urls } = spec;
     this.#options = options;
     const connect =
       options.connect ??
@@ -74,6 +76,7 @@ export class Peers {
         new Peer({
           url,
           waitMs,
+          ...(restMs === undefined ? {} : { mostRestMs: restMs }),
           connect,
           ...(onLeftOut === undefined ? {} : { onLeftOut }),
           ...(onChange === undefined ? {} : { onChange }),

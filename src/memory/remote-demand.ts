@@ -2,7 +2,7 @@
  * The fault worker's side of pages that lie elsewhere: the demand connection to the source, and the other hosts that may have
  * them, which are asked while there is none.
  */
-import type { PagetideError } from '../errors.ts';
+import { PagetideError } from '../errors.ts';
 import { DemandRouter } from './demand-router.ts';
 import type { DemandPages, FaultService } from './fault-service.ts';
 import { openNamedPages, tagsOf, type NamedPages } from './named-pages.ts';
@@ -37,14 +37,18 @@ export class RemoteDemand {
   readonly #router: DemandRouter | undefined;
   #rerouting: NodeJS.Timeout | undefined;
   #counting: NodeJS.Timeout | undefined;
+  #up: boolean | undefined;
 
   constructor({ pages, pageSize, serving, port }: RemoteDemandOptions) {
     this.#serving = serving;
     if (pages.named !== undefined) this.named = openNamedPages(pages.named, pageSize, serving, 'demand');
     const peers = openPeers(pages, pageSize, {
       sourceMs: () => undefined, // asked while there is none only
-      onLeftOut: (url, error: PagetideError) => port.tell({ event: 'left-out', url, error: error.toJSON() }),
-      onChange: () => this.faults?.reroute(),
+      onLeftOut: (url, error) => port.tell({ event: 'left-out', url, error: error.toJSON() }),
+      onChange: () => {
+        this.faults?.reroute();
+        if (pages.kind === 'by-tag') this.#tell(port);
+      },
     });
     this.#peers = peers;
     const source = pages.kind === 'peer' ? this.#connect(pages, port) : undefined;
@@ -101,6 +105,18 @@ export class RemoteDemand {
     clearInterval(this.#rerouting);
     // peers that come meanwhile, and pages that they get
     this.#rerouting = setInterval(() => this.faults?.reroute(), REROUTE_MS);
+  }
+
+  /** Without a source, whether anybody is there at all is what people want to know. */
+  #tell(port: ServicePort): void {
+    const up = this.#peers?.all.some((peer) => peer.isUp) === true;
+    if (up === this.#up) return;
+    // the first time is no news
+    if (this.#up !== undefined) {
+      const error = new PagetideError('PT_PEER_UNREACHABLE', 'no host that may have the pages can be reached');
+      port.tell(up ? { event: 'connected' } : { event: 'disconnected', error: error.toJSON() });
+    }
+    this.#up = up;
   }
 
   #count(): void {

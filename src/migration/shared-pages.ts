@@ -100,7 +100,7 @@ export class SharedPages {
   }
 
   /** Calls back after a domain was removed, and all that is kept here of it. */
-  onRemoved(callback: () => void): void {
+  onRemoved(callback: (domain: { name: string; id: number }) => void): void {
     this.#parts.domains.onRemoved(callback);
   }
 

@@ -16,16 +16,18 @@ import { createLogger, type Logger } from '../agent/log.ts';
 import { GuestService } from '../memory/guest-service.ts';
 import { HandoverListener, type Handover } from '../memory/handover.ts';
 import { checkMemoryFile } from '../memory/local-pages.ts';
-import { native, type FaultSession } from '../memory/native.ts';
+import { FrameState, native, type FaultSession } from '../memory/native.ts';
 import type { PagesSpec } from '../memory/worker-messages.ts';
 import { WorkerPools, type Place } from '../memory/worker-pools.ts';
-import { SharedCache, type SharedCacheOptions } from './shared-cache.ts';
+import { PagerKey, SharedCache, type SharedCacheOptions } from './shared-cache.ts';
 import { openSnapshot, type Snapshot, type SnapshotOptions } from './snapshot.ts';
 import { keepsUserfault, memoryKind, VmmWatch } from './vmm.ts';
 
 export interface PagerOptions {
   /** At least one, each with a socket of its own. */
   snapshots: SnapshotOptions[];
+  /** File of the secret that pages are named with; without it, a key of this run. */
+  keyFile?: string | undefined;
   /** Pages are taken from it by their content, and put into it. */
   cache?: SharedCacheOptions | undefined;
   /** VMs served at once, all snapshots together, 1 to 64. */
@@ -60,6 +62,7 @@ interface Held {
 class Pager implements RunningPager {
   readonly #options: PagerOptions;
   readonly #pools: WorkerPools;
+  readonly #key: PagerKey;
   readonly #cache: SharedCache | undefined;
   readonly #listeners: readonly HandoverListener[];
   readonly #served = new Set<Served>();
@@ -68,11 +71,18 @@ class Pager implements RunningPager {
   readonly #log: Logger;
   #closed: Promise<void> | undefined;
 
-  /** Takes pools and cache over. @throws PagetideError `PT_SOCKET_IN_USE`, `PT_BAD_ARGUMENT`; then they are still the caller's */
-  constructor(options: PagerOptions, pools: WorkerPools, cache: SharedCache | undefined, snapshots: Snapshot[]) {
+  /** Takes pools, key and cache over. @throws PagetideError `PT_SOCKET_IN_USE`, `PT_BAD_ARGUMENT`; then they are still the caller's */
+  constructor(
+    options: PagerOptions,
+    pools: WorkerPools,
+    key: PagerKey,
+    cache: SharedCache | undefined,
+    snapshots: Snapshot[],
+  ) {
     this.#options = options;
     this.#log = createLogger({ level: options.logLevel ?? 'info', format: 'json', name: 'pager' });
     this.#pools = pools;
+    this.#key = key;
     this.#cache = cache;
     this.#listeners = listen(snapshots);
     this.#listeners.forEach((listener, i) => void this.#accept(listener, snapshots[i]!));
@@ -92,6 +102,11 @@ class Pager implements RunningPager {
     await Promise.all(this.#ending);
     for (const held of [...this.#held]) this.#letGo(held);
     await this.#pools.close();
+    this.#closeCache();
+    this.#key.close();
+  }
+
+  #closeCache(): void {
     if (this.#cache === undefined) return;
     const { used, hits, misses, insertions, evictions, rejected, dropped, lost } = this.#cache.stats();
     this.#log.info({ used, hits, misses, insertions, evictions, rejected, dropped, lost }, 'the cache, so far');
@@ -122,14 +137,23 @@ class Pager implements RunningPager {
     }
   }
 
-  #serve(handover: Handover, { memory, pages, frames }: Snapshot): void {
+  #serve(handover: Handover, { name, memory, pages, frames, zeroRuns }: Snapshot): void {
     const { regions, pageSize, pid } = handover;
     const { fill, spinMicros = SPIN_MICROS } = this.#options;
     const bytes = regions.reduce((end, region) => Math.max(end, region.offset + region.size), 0);
     // Now, not at the start: the file may have shrunk since.
-    checkMemoryFile(memory, bytes);
-    if (frames !== undefined && bytes > frames * 4096) {
-      throw new PagetideError('PT_MEMORY_FILE', `${memory} has grown: its manifest names ${frames * 4096} bytes`);
+    if (memory !== undefined) checkMemoryFile(memory, bytes);
+    else if (pageSize !== 4096)
+      throw new PagetideError('PT_BAD_ARGUMENT', `pages of other hosts have 4096 bytes, those of this VM ${pageSize}`);
+    // frames with the same page are linked over the whole manifest
+    const fits = frames === undefined || (memory === undefined ? bytes === frames * 4096 : bytes <= frames * 4096);
+    if (!fits) {
+      throw new PagetideError(
+        'PT_MEMORY_FILE',
+        memory === undefined
+          ? `the VM has ${bytes} bytes of memory, the manifest names ${frames * 4096}`
+          : `${memory} has grown: its manifest names ${frames * 4096} bytes`,
+      );
     }
     const kind = memoryKind(pid, regions);
     const place = this.#pools.take();
@@ -142,6 +166,10 @@ class Pager implements RunningPager {
       throw error;
     }
     // The session has the userfaultfd from here on.
+    for (let i = 0; i < zeroRuns.length; i += 2) {
+      const count = Math.min(zeroRuns[i + 1]!, session.frames - zeroRuns[i]!);
+      if (count > 0) session.reset(zeroRuns[i]!, count, FrameState.Zero);
+    }
     const service = this.#start(session, place, pages, spinMicros);
     const log = this.#log.child({ vmm: pid });
     const watch = new VmmWatch(pid, handover.connection, {
@@ -150,7 +178,7 @@ class Pager implements RunningPager {
     });
     const served: Served = { service, handover, watch };
     this.#served.add(served);
-    log.info({ snapshot: memory, regions: regions.length, pageSize, memory: kind ?? 'private' }, 'serving a VM');
+    log.info({ snapshot: name, regions: regions.length, pageSize, memory: kind ?? 'private' }, 'serving a VM');
     if (this.#cache !== undefined && pageSize !== 4096) log.warn('the cache cannot serve a VM with huge pages');
     if (kind === undefined) log.warn("may not see the VMM's memory map; its memory is taken for private");
     if (!keepsUserfault(pid)) {
@@ -160,6 +188,9 @@ class Pager implements RunningPager {
     }
     // a page that is not the snapshot's is no passing trouble: somebody has to put the file back
     service.on('note', (text, code) => log[code === 'PT_PAGE_MISMATCH' ? 'error' : 'warn']({ code }, text));
+    service.on('leftOut', (url, { code, message }) =>
+      log.error({ code, url }, `this host is not asked for pages any more: ${message}`),
+    );
     service.on('foreign', (frame) =>
       log.fatal({ frame }, 'a page stands in the way that nobody here installed; it is not served'),
     );
@@ -203,9 +234,10 @@ class Pager implements RunningPager {
     served.watch.close();
     const ended = served.service.stop().then(() => {
       native().close(served.handover.connection);
-      const { counts, faults, cached, mismatches } = served.service.lastFigures ?? {};
+      const { counts, faults, cached, fromPeers, mismatches, peerMismatches } = served.service.lastFigures ?? {};
       const installed = counts?.installed;
-      this.#log.info({ vmm: served.handover.pid, faults, installed, cached, mismatches }, why);
+      const wrong = (mismatches ?? 0) + (peerMismatches ?? 0);
+      this.#log.info({ vmm: served.handover.pid, faults, installed, cached, fromPeers, mismatches: wrong }, why);
       this.#ending.delete(ended);
     });
     this.#ending.add(ended);
@@ -224,36 +256,46 @@ function listen(snapshots: readonly Snapshot[]): HandoverListener[] {
   }
 }
 
-function check({ snapshots, cache, maxVms }: PagerOptions): void {
+function check({ snapshots, cache, keyFile, maxVms }: PagerOptions): void {
   const bad = (what: string): PagetideError => new PagetideError('PT_BAD_ARGUMENT', what);
   if (!Number.isInteger(maxVms) || maxVms < 1 || maxVms > 64) throw bad('a pager serves 1 to 64 VMs at once');
   if (snapshots.length === 0) throw bad('a pager serves one snapshot at least');
-  if (cache === undefined && snapshots.some(({ manifest }) => manifest !== undefined))
-    throw bad('a manifest is of use with a cache only');
-  if (cache?.keyFile === undefined && snapshots.some(({ manifest }) => manifest !== undefined))
-    throw bad('a manifest can only be read with the key that it was made with');
+  for (const { memory, manifest, from } of snapshots) {
+    if ((memory === undefined) === (from === undefined))
+      throw bad('a snapshot is a memory file, or has hosts that it comes from: one of them');
+    if (manifest !== undefined && cache === undefined && from === undefined)
+      throw bad('a manifest is of use with a cache, or for pages of other hosts');
+    if (manifest !== undefined && keyFile === undefined)
+      throw bad('a manifest can only be read with the key that it was made with');
+    if (from !== undefined && manifest === undefined)
+      throw bad('pages of other hosts need the manifest that names them');
+  }
 }
 
 /**
  * Starts a pager. Until it listens, `signal` ends that.
  * @throws PagetideError `PT_BAD_ARGUMENT`, `PT_MEMORY_FILE`, `PT_MANIFEST_INVALID`, `PT_SOCKET_IN_USE`, `PT_CANCELLED`, and
- * what opening the cache comes to: `PT_CACHE_IN_USE`, `PT_CACHE_FILE`, `PT_NO_SPACE`, `PT_NO_PERMISSION`
+ * what opening the cache comes to: `PT_CACHE_IN_USE`, `PT_CACHE_FILE`, `PT_NO_SPACE`, `PT_NO_PERMISSION`; where no host gives
+ * the pages: `PT_PEER_UNREACHABLE`, `PT_PEER_UNTRUSTED`, `PT_DOMAIN_UNKNOWN`, `PT_DOMAIN_SECRET`
  */
 export async function startPager(options: PagerOptions, signal?: AbortSignal): Promise<RunningPager> {
   check(options);
   // what is refused for its files is refused before a cache is made
-  for (const { memory } of options.snapshots) checkMemoryFile(memory, 1);
-  const cache = options.cache === undefined ? undefined : new SharedCache(options.cache);
+  for (const { memory } of options.snapshots) if (memory !== undefined) checkMemoryFile(memory, 1);
+  const key = new PagerKey(options.keyFile);
+  let cache: SharedCache | undefined;
   let pools: WorkerPools | undefined;
   try {
+    if (options.cache !== undefined) cache = new SharedCache(options.cache, key);
     const snapshots: Snapshot[] = [];
-    for (const snapshot of options.snapshots) snapshots.push(await openSnapshot(snapshot, cache, signal));
+    for (const snapshot of options.snapshots) snapshots.push(await openSnapshot(snapshot, key, cache, signal));
     pools = new WorkerPools(options.maxVms);
     // Last: who sees the socket is served.
-    return new Pager(options, pools, cache, snapshots);
+    return new Pager(options, pools, key, cache, snapshots);
   } catch (error) {
     await pools?.close();
     cache?.close();
+    key.close();
     throw error;
   }
 }

@@ -47,18 +47,20 @@ export interface ScanOptions {
   /** Stays open likewise. */
   key: DomainKey;
   signal?: AbortSignal | undefined;
+  /** Whose threads tag; by default those of a pool of its own, one a CPU. */
+  pool?: TagPool | undefined;
   /** Frames that are tagged so far. */
   onProgress?: ((frames: number) => void) | undefined;
 }
 
 /**
- * Tags every frame, on as many threads as there are CPUs.
+ * Tags every frame.
  * @throws PagetideError `PT_CANCELLED`; `PT_MEMORY_FILE` where a file shrinks meanwhile
  */
-export async function scanMemory({ memory, key, signal, onProgress }: ScanOptions): Promise<Manifest> {
+export async function scanMemory({ memory, key, signal, pool: given, onProgress }: ScanOptions): Promise<Manifest> {
   const { segments } = memory;
   const manifest = new Manifest(segments.at(-1)!.end / TAG_PAGE);
-  const pool = new TagPool(Math.min(MOST_THREADS, availableParallelism()));
+  const pool = given ?? new TagPool(Math.min(MOST_THREADS, availableParallelism()));
   try {
     for (const { fd, begin, end } of segments) {
       const frames = (end - begin) / TAG_PAGE;
@@ -75,7 +77,7 @@ export async function scanMemory({ memory, key, signal, onProgress }: ScanOption
       cause: error,
     });
   } finally {
-    await pool.close();
+    if (given === undefined) await pool.close();
   }
   manifest.touch(0, manifest.frames);
   return manifest;

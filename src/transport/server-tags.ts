@@ -1,6 +1,6 @@
 /**
  * Pages by tag at the host that has them. A question what is here, and a request for one page, which somebody's guest waits
- * for, are answered where they are read; other requests are bulk.
+ * for, are answered where they are read, as far as memory has it; other requests are bulk.
  */
 import type { Socket } from 'node:net';
 import { PagetideError } from '../errors.ts';
@@ -45,9 +45,7 @@ export class TagStream extends BulkStream<LiveDomain> implements DomainStream {
     if (type === FrameType.HaveRequest) {
       this.owner.count(Counter.tagsAsked, argument);
       this.finish(encodeHave(stream, hasTags(place, tags)));
-    } else if (argument === 1) {
-      this.finish(this.#one(stream, tags));
-    } else {
+    } else if (argument !== 1 || !this.#one(stream, tags)) {
       this.enqueue({ stream, argument, task: { kind: 'tags', place, stream, tags } });
     }
   }
@@ -59,12 +57,15 @@ export class TagStream extends BulkStream<LiveDomain> implements DomainStream {
     this.#proven = true;
   }
 
-  #one(stream: number, tags: Uint8Array): Buffer {
+  /** Answers at once, from memory. False: the page may be in a file, which this thread must not wait for. */
+  #one(stream: number, tags: Uint8Array): boolean {
     const page = Buffer.allocUnsafe(TAG_PAGE);
     const found = readByTag(this.owner.place, tags, 0, page, 0);
+    if (!found && this.owner.place.files !== 0) return false;
     const bytes = found ? TAG_PAGE : 0;
     this.#count(found ? 1 : 0, found ? 0 : 1, bytes, bytes);
-    return encodeTagPages(stream, 1, Uint8Array.of(found ? 1 : 0), page.subarray(0, bytes), bytes, false);
+    this.finish(encodeTagPages(stream, 1, Uint8Array.of(found ? 1 : 0), page.subarray(0, bytes), bytes, false));
+    return true;
   }
 
   protected override retainTask(): void {

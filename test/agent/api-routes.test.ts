@@ -3,6 +3,7 @@ import t from 'tap';
 import { errorFromJson, PagetideError } from '../../src/errors.ts';
 import {
   cacheInfo,
+  snapshotInfo,
   DOMAIN,
   domainAnswer,
   domainCheckIn,
@@ -109,6 +110,20 @@ const CASES: Case[] = [
     sending: { body: { domain: 'shop', guest: 'web1' } },
     call: ['warmCache', { domain: 'shop', guest: 'web1' }],
     answer: kept,
+  },
+  { path: '/v1/snapshots', call: ['listSnapshots'], answer: [snapshotInfo] },
+  {
+    path: '/v1/snapshots',
+    sending: { body: { file: '/srv/snapshot/mem', domain: 'shop' } },
+    call: ['shareSnapshot', { file: '/srv/snapshot/mem', domain: 'shop' }],
+    answer: snapshotInfo,
+  },
+  {
+    path: '/v1/snapshots?file=%2Fsrv%2Fa%20b',
+    sending: { method: 'DELETE' },
+    status: 204,
+    call: ['unshareSnapshot', '/srv/a b'],
+    answer: undefined,
   },
   {
     path: '/v1/migrations',

@@ -21,6 +21,8 @@ import type {
   GuestInfo,
   GuestRequest,
   MigrateRequest,
+  SnapshotInfo,
+  SnapshotRequest,
   WarmRequest,
 } from '../../src/agent/service.ts';
 
@@ -45,6 +47,8 @@ export function guestInfo(name: string): GuestInfo {
     stats: { longestGapMs: 1.5, stalls: { count: 3, p50Us: 4.1, p99Us: 80, maxUs: 1300 }, operations: 10 },
   };
 }
+
+export const snapshotInfo: SnapshotInfo = { file: '/srv/snapshot/mem', domain: 'shop', frames: 65536, zero: 536 };
 
 export const cacheInfo: CacheInfo = {
   path: '/dev/shm/pagetide-0-a/shared-pages',
@@ -205,6 +209,9 @@ export class FakeService implements AgentService {
   cacheInfo = () => this.#called('cacheInfo', [], () => cacheInfo);
   clearCache = () => this.#called('clearCache', [], () => 12);
   warmCache = (request: WarmRequest) => this.#promised('warmCache', [request], () => kept);
+  listSnapshots = () => this.#called('listSnapshots', [], () => [snapshotInfo]);
+  shareSnapshot = (request: SnapshotRequest) => this.#promised('shareSnapshot', [request], () => snapshotInfo);
+  unshareSnapshot = (file: string) => this.#promised('unshareSnapshot', [file], () => undefined);
   migrate = (request: MigrateRequest) =>
     this.#promised('migrate', [request], () => (this.migration ??= migrationInfo('preparing')));
   listMigrations = () =>

@@ -86,6 +86,22 @@ void t.test('domains', async (t) => {
   t.match(service.calls.at(-1), ['attachGuest', { name: 'vm', domain: 'shop' }]);
 });
 
+void t.test('snapshots', async (t) => {
+  const { service, socket } = await startApi(t);
+  const env = { PAGETIDE_AGENT: `unix:${socket}` };
+  const shared = await runCli(t, 'snapshot share ./mem --domain shop'.split(' '), env);
+  t.equal(shared.stdout, "/srv/snapshot/mem: 65536 pages, 536 of them zero, for 'shop'\n");
+  t.same(service.calls.at(-1), ['shareSnapshot', { file: join(process.cwd(), 'mem'), domain: 'shop' }]);
+  await runCli(t, 'snapshot share /mem --domain shop --manifest ./m'.split(' '), env);
+  const manifest = join(process.cwd(), 'm');
+  t.same(service.calls.at(-1), ['shareSnapshot', { file: '/mem', domain: 'shop', manifest }]);
+  t.match(await runCli(t, ['snapshot', 'list'], env), {
+    stdout: /^DOMAIN +PAGES +ZERO +FILE\nshop +65536 +536 +\/srv/,
+  });
+  t.match(await runCli(t, ['snapshot', 'unshare', '/mem'], env), { code: 0, stdout: '/mem is not shared any more\n' });
+  t.same(service.calls.at(-1), ['unshareSnapshot', '/mem']);
+});
+
 void t.test('the cache', async (t) => {
   const { service, socket } = await startApi(t);
   const env = { PAGETIDE_AGENT: `unix:${socket}` };

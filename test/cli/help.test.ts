@@ -42,6 +42,10 @@ void t.test('--help of every command has an example of it, and the global option
     'migrate',
     'migrations',
     'pager',
+    'snapshot',
+    'snapshot list',
+    'snapshot share',
+    'snapshot unshare',
   ]);
   for (const [name, command] of all) {
     let help = '';
@@ -94,7 +98,13 @@ void t.test('usage: exit code 2, one line', async (t) => {
     ['migrate web1 --to here', /no URL of an agent/],
     ['migrate web1 --to ftp://x', /no URL of an agent/],
     ['migrate web1 --to http://x --mode magic', /Allowed choices are post-copy/],
-    ['pager --listen /x', /--memory/],
+    ['pager --listen /x', /--memory, or --from/],
+    ['pager --listen /x --from http://x', /--from needs a --manifest/],
+    ['pager --listen /x --from nowhere --manifest m --domain-key k', /no URL of an agent/],
+    ['pager --listen /x --memory /y --from http://x', /--memory, or --from/],
+    ['pager --listen /x --memory /y --certificates /z', /--certificates is of use with --from/],
+    ['snapshot share /x', /--domain/],
+    ['snapshot unshare', /missing required argument/],
     ['pager --listen /x --memory /y --max-vms 0', /no whole number/],
     ['agent --listen 0.0.0.0:1', /PT_BAD_CONFIG.*loopback/],
     ['agent --config /nowhere/x.yaml', /PT_BAD_CONFIG.*cannot read/],

@@ -322,7 +322,7 @@ void t.test('what is refused, before anybody can connect', async (t) => {
   const two = ['--memory', path, '--memory', other.path];
   await refused(/one --listen for each --memory/, two, 2);
   await refused(/go together/, ['--memory', path, '--cache', made.cache], 2);
-  await refused(/of use with --cache only/, ['--memory', path, '--domain-key', made.key], 2);
+  await refused(/of use with --cache, or with --from/, ['--memory', path, '--domain-key', made.key], 2);
   await refused(/needs the --domain-key/, [...foreign, '--manifest', manifest], 2);
 
   // cache files

@@ -60,10 +60,16 @@ export interface PagerProcess {
   end: () => Promise<Finished>;
 }
 
-/** Starts `pagetide pager` and waits for its socket: nothing else says that it is ready. */
-export async function startPager(t: Test, folder: string, memory: string, args: string[] = []): Promise<PagerProcess> {
+/** Starts `pagetide pager` over a memory file, or what `args` say, and waits for its socket: nothing else says that it is ready. */
+export async function startPager(
+  t: Test,
+  folder: string,
+  memory: string | undefined,
+  args: string[] = [],
+): Promise<PagerProcess> {
   const socket = join(folder, 'uffd.sock');
-  const cli = startCli(t, ['pager', '--listen', socket, '--memory', memory, ...args]);
+  const own = memory === undefined ? [] : ['--memory', memory];
+  const cli = startCli(t, ['pager', '--listen', socket, ...own, ...args]);
   const early = cli.finished.then(({ stderr }) => {
     throw new Error(`the pager ended: ${stderr}`);
   });

@@ -51,7 +51,7 @@ void t.test('pages of guests that run there', async (t) => {
   t.teardown(() => closeSync(fd));
   index.add({ domain: NUMBER, key: from.key, fd, frames: 8 }).set(0, 8, tags);
   await from.server.unshare(DOMAIN);
-  const place = { key: from.key.id, cache: 0, resident: index.lookups(NUMBER) };
+  const place = { key: from.key.id, cache: 0, resident: index.lookups(NUMBER), files: 0 };
   await from.server.share({ id: DOMAIN, place, hosts: [] });
   const connection = await ask(t, from);
   t.same(await have(connection, tags), Uint8Array.of(0xff));
@@ -177,7 +177,7 @@ void t.test('over TLS only hosts that have the domain', async (t) => {
 
   const closed = deferred<unknown>();
   connection.onClose = (error) => closed.resolve(error);
-  const place = { key: from.key.id, cache: from.cache.id, resident: 0 };
+  const place = { key: from.key.id, cache: from.cache.id, resident: 0, files: 0 };
   await from.server.share({ id: DOMAIN, place, hosts: ['host-c'] });
   t.match(await closed.promise, { code: 'PT_DOMAIN_UNKNOWN' }, 'who loses it is cut off');
   const now = await ask(t, from, { credentials: hostC });

@@ -62,7 +62,7 @@ export async function holder(
     ...server,
   });
   t.teardown(() => made.close());
-  await made.share({ id: DOMAIN, place: { key: key.id, cache: cache.id, resident: 0 }, hosts });
+  await made.share({ id: DOMAIN, place: { key: key.id, cache: cache.id, resident: 0, files: 0 }, hosts });
   return {
     server: made,
     url: made.address().url,

@@ -8,7 +8,17 @@ import type { DomainInfo, DomainRemoval } from '../../domains/service.ts';
 import type { VerifyResult } from '../../guests/driver.ts';
 import type { MigrationInfo } from '../../migration/types.ts';
 import type { Kept } from '../../pages/keep-task.ts';
-import type { AgentInfo, CacheInfo, Check, GuestInfo, GuestRequest, MigrateRequest, WarmRequest } from '../service.ts';
+import type {
+  AgentInfo,
+  CacheInfo,
+  Check,
+  GuestInfo,
+  GuestRequest,
+  MigrateRequest,
+  SnapshotInfo,
+  SnapshotRequest,
+  WarmRequest,
+} from '../service.ts';
 
 /** For answers that come at once. Milliseconds. */
 const SHORT_MS = 30_000;
@@ -110,6 +120,18 @@ export class AgentClient {
 
   warmCache(body: WarmRequest): Promise<Kept> {
     return this.#json({ method: 'POST', path: '/v1/cache/warm', body, timeoutMs: LONG_MS });
+  }
+
+  listSnapshots(): Promise<SnapshotInfo[]> {
+    return this.#json({ method: 'GET', path: '/v1/snapshots' });
+  }
+
+  shareSnapshot(body: SnapshotRequest): Promise<SnapshotInfo> {
+    return this.#json({ method: 'POST', path: '/v1/snapshots', body, timeoutMs: LONG_MS });
+  }
+
+  unshareSnapshot(file: string): Promise<void> {
+    return this.#json({ method: 'DELETE', path: `/v1/snapshots?file=${encodeURIComponent(file)}`, timeoutMs: LONG_MS });
   }
 
   migrate(body: MigrateRequest): Promise<MigrationInfo> {

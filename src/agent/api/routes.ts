@@ -7,6 +7,7 @@ import type { AgentService } from '../service.ts';
 import type { EventStreams } from './events.ts';
 import { addDomainRoutes } from './domain-routes.ts';
 import * as s from './schemas.ts';
+import { addSnapshotRoutes } from './snapshot-routes.ts';
 
 const nameParams = z.object({ name: s.guestName });
 const idParams = z.object({ id: s.migrationId });
@@ -21,6 +22,7 @@ export function addRoutes(app: FastifyInstance, service: AgentService, events: E
   addGuestRoutes(typed, service);
   addDomainRoutes(typed, service.domains);
   addCacheRoutes(typed, service);
+  addSnapshotRoutes(typed, service);
   addMigrationRoutes(typed, service, events);
   addPeerRoutes(typed, service);
 }

@@ -10,7 +10,17 @@ import { MOST_FRAMES } from '../../pages/manifest.ts';
 import type { CompletionFigures, IncomingStatus, MigrationInfo, PrepareRequest } from '../../migration/types.ts';
 import { MIGRATION_PATTERN, NAME_PATTERN } from '../names.ts';
 import type { Kept } from '../../pages/keep-task.ts';
-import type { AgentInfo, CacheInfo, Check, GuestInfo, GuestRequest, MigrateRequest, WarmRequest } from '../service.ts';
+import type {
+  AgentInfo,
+  CacheInfo,
+  Check,
+  GuestInfo,
+  GuestRequest,
+  MigrateRequest,
+  SnapshotInfo,
+  SnapshotRequest,
+  WarmRequest,
+} from '../service.ts';
 
 const count = z.int().min(0);
 const figure = z.number().min(0);
@@ -209,6 +219,29 @@ export const warmRequest = z
   })
   .meta({ id: 'WarmRequest', description: 'From a guest of the agent or from a file, one of them.' });
 
+const filePath = z.string().min(1).max(4096).meta({ description: "Absolute path on the agent's host." });
+
+export const snapshotRequest = z
+  .strictObject({
+    file: filePath,
+    domain: domainName,
+    manifest: filePath
+      .exactOptional()
+      .meta({ description: "Of the file, made with the domain's secret: it need not be tagged then." }),
+  })
+  .meta({ id: 'SnapshotRequest' });
+
+export const snapshotInfo = z
+  .object({
+    file: z.string(),
+    domain: z.string(),
+    frames: count.meta({ description: 'Of 4096 bytes.' }),
+    zero: count,
+  })
+  .meta({ id: 'SnapshotInfo' });
+
+export const snapshotFile = z.object({ file: filePath });
+
 export const kept = z
   .object({
     pages: count.meta({ description: 'Pages that are not all zero.' }),
@@ -352,6 +385,8 @@ export type SchemasAreInStep = AllHold<
     Gives<typeof verifyResult, VerifyResult>,
     Gives<typeof cacheInfo, CacheInfo>,
     Gives<typeof warmRequest, WarmRequest>,
+    Gives<typeof snapshotRequest, SnapshotRequest>,
+    Gives<typeof snapshotInfo, SnapshotInfo>,
     Gives<typeof kept, Kept>,
     Gives<typeof migrationInfo, MigrationInfo>,
     Gives<typeof migrateRequest, MigrateRequest>,
