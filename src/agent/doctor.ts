@@ -115,7 +115,7 @@ function platformCheck({ platform, kernel }: DoctorProbes): Check {
 }
 
 function nodeCheck({ node }: DoctorProbes): Check {
-  if (atLeast(node, 20, 15)) return { name: 'node', status: 'ok', found: node };
+  if (atLeast(node, 20, 17)) return { name: 'node', status: 'ok', found: node };
   const fix = 'install Node.js 20.17 or newer';
   return { name: 'node', status: 'missing', found: node, needed: 'everything', fix, essential: true };
 }
