@@ -352,7 +352,8 @@ export class Agent implements AgentService {
       const { phase } = info.progress;
       this.#metrics.migrations.inc({ direction: info.direction, outcome: phase });
       if (info.report === undefined) continue;
-      this.#metrics.downtime.observe(info.report.ms.downtime / 1000);
+      const { downtime } = info.report.ms;
+      if (downtime !== null) this.#metrics.downtime.observe(downtime / 1000);
       for (const [kind, bytes] of Object.entries(info.report.bytes))
         this.#metrics.bytes.inc({ direction: 'outgoing', kind }, bytes);
       this.#metrics.faults.inc({ from: 'source' }, info.report.faults.count);

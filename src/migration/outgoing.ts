@@ -5,7 +5,7 @@
 import { randomBytes } from 'node:crypto';
 import { closeSync, openSync } from 'node:fs';
 import { asPagetideError, PagetideError, type ErrorJson } from '../errors.ts';
-import type { GuestRecord, GuestStats, Vmm } from '../guests/driver.ts';
+import type { GuestRecord, Vmm } from '../guests/driver.ts';
 import { native } from '../memory/native.ts';
 import { GuestTags } from '../pages/guest-tags.ts';
 import { encodeTagRuns } from '../pages/tag-runs.ts';
@@ -29,6 +29,7 @@ import { migrationKey } from './arriving-names.ts';
 import { GuestScan } from './guest-scan.ts';
 import { claimDomain, type Domain, type DomainClaim } from './domains.ts';
 import type { Leaving } from './shared-pages.ts';
+import { makeReport, type Departure } from './report.ts';
 import { MachineRunner } from './runner.ts';
 import {
   PEER_PROTOCOL,
@@ -42,12 +43,10 @@ import {
 } from './types.ts';
 
 /** Kept with every record of the journal: what a restarted agent needs. */
-export interface OutgoingDetails {
+export interface OutgoingDetails extends Departure {
   token: string;
   mode: Mode;
   verify: boolean;
-  /** Milliseconds since the epoch. */
-  startedAt: number;
   /** The guest's memory files serve on when its VMM is gone. */
   vmm: GuestRecord;
 }
@@ -99,9 +98,6 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   #told = false;
   /** The manifest is that of the guest as it was handed over. */
   #finished = false;
-  #pausedAt = 0;
-  #lastStats: GuestStats | null = null;
-  #prepareMs = 0;
   #figures: CompletionFigures | undefined;
   /** Bytes of the page streams at this end, both directions. */
   #streamed = 0;
@@ -272,13 +268,17 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
         this.onVmm(
           async () => {
             const { unixMicros } = await this.#need().pause();
-            this.#pausedAt = unixMicros;
+            // `handing-over` carries it to the journal
+            this.details.pausedAt = unixMicros;
             // what this host knows of the guest's heartbeat; not waited for, the guest stands still
             void this.#need()
               .stats()
-              .then((stats) => (this.#lastStats = stats))
+              .then((stats) => {
+                if (stats === null) return;
+                const { longestGapMs, heartbeats } = stats;
+                this.details.heard = { longestGapMs, ...(heartbeats === undefined ? {} : { heartbeats }) };
+              })
               .catch(() => undefined);
-            this.#prepareMs = Math.max(0, unixMicros / 1000 - this.details.startedAt);
             return { type: 'paused' };
           },
           (error) => ({ type: 'pause-failed', error: asPagetideError(error).toJSON() }),
@@ -568,17 +568,6 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     };
   }
 
-  /** A guest that counts its own gaps carries them along; one whose heartbeats hosts hear has its longest between them. */
-  #longestGap(figures: CompletionFigures): number | null {
-    const { heartbeats, longestGapMs } = this.#lastStats ?? {};
-    const between =
-      heartbeats === undefined || figures.firstBeatAt === undefined
-        ? null
-        : Math.max(0, (figures.firstBeatAt - heartbeats.lastUnixMicros) / 1000);
-    const gaps = [figures.longestGapMs, longestGapMs ?? null, between].filter((gap) => gap !== null);
-    return gaps.length === 0 ? null : Math.max(...gaps);
-  }
-
   #countStreams(counters: PageCounters | undefined): void {
     if (counters !== undefined) this.#streamed = counters.bytesIn + counters.bytesOut;
   }
@@ -590,27 +579,10 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     // The destination closes its streams once it has every page, with answers still under way that a fault was faster than:
     // the network has carried them. An agent that was restarted has only counted what came after; so the larger one.
     const streams = Math.max(figures.bytes.wire, this.#streamed);
-    return {
-      guest: this.state.guest,
-      mode: this.details.mode,
-      driver: this.details.vmm.driver,
-      verified: figures.verified,
-      frames: figures.frames,
-      bytes: { ...figures.bytes, wire: streams + received + sent },
-      ms: {
-        prepare: round(this.#prepareMs),
-        // Clocks of two hosts: by NTP's grace. Never below zero.
-        downtime: round(Math.max(0, (figures.resumedAt - this.#pausedAt) / 1000)),
-        total: round(Date.now() - this.details.startedAt - figures.verifyMs),
-      },
-      faults: figures.faults,
-      longestGapMs: this.#longestGap(figures),
-    };
+    const { mode, vmm } = this.details;
+    const about = { guest: this.state.guest, mode, driver: vmm.driver };
+    return makeReport(about, this.details, figures, streams + received + sent, Date.now());
   }
-}
-
-function round(ms: number): number {
-  return Math.round(ms * 1000) / 1000;
 }
 
 function givenUp(): PagetideError {

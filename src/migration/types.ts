@@ -42,8 +42,11 @@ export interface MigrationReport {
    * `manifest`, `pages`, `state`: payload of the kinds. `raw`: size of the pages before compression.
    */
   bytes: { wire: number; manifest: number; pages: number; state: number; raw: number };
-  /** `downtime`: from the guest stopped to the guest running, by the VMM's own timestamps where it gives them. */
-  ms: { prepare: number; downtime: number; total: number };
+  /**
+   * `downtime`: from the guest stopped to the guest running, by the VMM's own timestamps where it gives them. `prepare` and
+   * `downtime` are null where nobody knows any more when the guest was stopped.
+   */
+  ms: { prepare: number | null; downtime: number | null; total: number };
   /** Stalls that faults caused. */
   faults: { count: number; p50Us: number; p99Us: number; maxUs: number };
   /** Longest silence of the guest's heartbeat; null where it has none. */

@@ -245,7 +245,7 @@ export const migrationReport = z
     verified: z.boolean().nullable(),
     frames: frameClasses,
     bytes,
-    ms: z.object({ prepare: figure, downtime: figure, total: figure }),
+    ms: z.object({ prepare: figure.nullable(), downtime: figure.nullable(), total: figure }),
     faults: stalls,
     longestGapMs: figure.nullable(),
   })
