@@ -261,8 +261,8 @@ export class Agent implements AgentService {
     return this.migrations.ask('abort', migration, epoch);
   }
 
-  completeOutgoing(migration: string, epoch: number, figures: CompletionFigures): Promise<void> {
-    return this.migrations.complete(migration, epoch, figures);
+  completeOutgoing(migration: string, epoch: number, figures: CompletionFigures, sender?: string): Promise<void> {
+    return this.migrations.complete(migration, epoch, figures, sender);
   }
 
   /**

@@ -152,10 +152,10 @@ export class Migrations {
     return machine instanceof IncomingMigration ? machine.status() : { migration, epoch: 0, state: 'unknown' };
   }
 
-  async complete(migration: string, epoch: number, figures: CompletionFigures): Promise<void> {
+  async complete(migration: string, epoch: number, figures: CompletionFigures, sender?: string): Promise<void> {
     const machine = this.#machines.get(machineName('source', { migration, epoch }));
     if (machine instanceof OutgoingMigration) {
-      await machine.complete(epoch, figures);
+      await machine.complete(epoch, figures, sender);
       return;
     }
     // Over since before a restart, and forgotten since: the destination wants to hear that nobody waits for it.

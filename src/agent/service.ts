@@ -152,5 +152,6 @@ export interface AgentService {
   loadIncoming(migration: string, epoch: number): Promise<IncomingStatus>;
   takeOver(migration: string, epoch: number): Promise<IncomingStatus>;
   abortIncoming(migration: string, epoch: number): Promise<IncomingStatus>;
-  completeOutgoing(migration: string, epoch: number, figures: CompletionFigures): Promise<void>;
+  /** `sender`: the name in the certificate of who asks, where it has one. */
+  completeOutgoing(migration: string, epoch: number, figures: CompletionFigures, sender?: string): Promise<void>;
 }

@@ -49,6 +49,8 @@ export interface OutgoingDetails extends Departure {
   verify: boolean;
   /** The guest's memory files serve on when its VMM is gone. */
   vmm: GuestRecord;
+  /** The name in the destination's certificate: pages go to it alone, and only its word counts. Absent: over plain HTTP, or not known yet. */
+  destination?: string;
 }
 
 export interface OutgoingStart {
@@ -198,16 +200,28 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     });
   }
 
-  /** The destination says that it has every page. Resolves when that is durable here and the guest's copy is gone. */
-  complete(epoch: number, figures: CompletionFigures): Promise<void> {
+  /**
+   * The destination says that it has every page. Resolves when that is durable here and the guest's copy is gone.
+   * @param sender the name in the certificate of who says it; undefined where it showed none
+   */
+  complete(epoch: number, figures: CompletionFigures, sender?: string): Promise<void> {
     if (epoch !== this.state.epoch) {
       return Promise.reject(new PagetideError('PT_MIGRATION_UNKNOWN', `no migration of epoch ${epoch}`));
     }
+    const stranger = this.#stranger(sender);
+    if (stranger !== undefined) return Promise.reject(stranger);
     this.#figures = figures;
     return new Promise((resolve) => {
       this.#acknowledged.push(resolve);
       this.dispatch({ type: 'complete', migration: this.state.migration, epoch });
     });
+  }
+
+  /** Of two names that are both known. Without certificates there are none; the operator, on the control socket, has none. */
+  #stranger(sender: string | undefined): PagetideError | undefined {
+    const { destination } = this.details;
+    if (sender === undefined || destination === undefined || sender === destination) return undefined;
+    return new PagetideError('PT_UNAUTHORIZED', `${sender} is not the host that this guest moves to`);
   }
 
   override close(): void {
@@ -322,7 +336,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   }
 
   get #peer(): PeerClient {
-    return (this.#connection ??= this.#host.connectPeer(this.state.peer));
+    return (this.#connection ??= this.#host.connectPeer(this.state.peer, this.details.destination));
   }
 
   #need(): Vmm {
@@ -340,8 +354,29 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       pageSize,
       frames: description.memory.size / pageSize,
       files: files.map(({ path, size, offset }) => ({ path, size, offset })),
+      destination: this.details.destination,
     });
     return undefined;
+  }
+
+  /**
+   * Over TLS: learns who the destination is, by a question that tells it nothing, and has the pages opened to it, before the
+   * token leaves. `handing-over` carries the name to the journal: earlier, a restarted agent takes the guest back.
+   */
+  async #meet(): Promise<void> {
+    if (this.#peer.isSecure && this.details.destination === undefined) await this.#peer.status(this.state.migration);
+    await this.#admit();
+  }
+
+  /** Also after a restart, where the journal is of a version that didn't keep the name: no stream is opened until then. */
+  async #admit(): Promise<void> {
+    const identity = this.#connection?.identity;
+    const { migration } = this.state;
+    if (identity === undefined || this.details.destination !== undefined) return;
+    // an offer that is made from now on has the name; one that is made already, or just now, is told it
+    this.details.destination = identity;
+    await this.vmmSettled();
+    if (this.#host.pageServer.counters(migration) !== undefined) await this.#host.pageServer.admit(migration, identity);
   }
 
   async #send(request: SourceRequest): Promise<void> {
@@ -351,6 +386,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       switch (request) {
         case 'prepare':
           await this.vmmSettled(); // the pages are offered by then
+          await this.#meet();
           status = await this.#peer.prepare({
             ...(await this.#offer()),
             protocol: PEER_PROTOCOL,
@@ -382,6 +418,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     if (this.closed) return;
     this.#unreachable = 0;
     try {
+      await this.#admit();
       if (status.wants !== undefined) await this.#tellManifest(status.wants);
       // Not before the chunks were told that were offered: what is tagged anew after that is sent at the end.
       if (request === 'prepare' && this.#told && this.state.at === 'preparing') await this.#scan?.catchUp();

@@ -31,6 +31,8 @@ export class LiveOffer {
   readonly files: MemoryFiles;
   readonly counters: Float64Array;
   readonly log: Buffer[] = [];
+  /** See {@link Offer.destination}. */
+  destination: string | undefined;
   readonly #streams = new Set<OfferStream>();
   #mapped = false;
   #state: StateEncoder | undefined;
@@ -44,6 +46,7 @@ export class LiveOffer {
     this.tokenDigest = tokenDigest(offer.token);
     this.files = MemoryFiles.open(offer.files, offer.frames, offer.pageSize);
     this.counters = new Float64Array(counters);
+    this.destination = offer.destination;
   }
 
   count(counter: number, by = 1): void {

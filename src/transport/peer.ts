@@ -38,7 +38,10 @@ export interface PeerOptions {
   workMs?: number;
   /** For an https:// URL; those of the process by default. */
   credentials?: Credentials | undefined;
-  /** The name that the other agent's certificate must have: a connection to anybody else is given up before anything is said. */
+  /**
+   * The name that the other agent's certificate must have: a connection to anybody else is given up before anything is said.
+   * Without it the first connection settles who that is.
+   */
   expect?: string | undefined;
   /** The control socket of another agent of this user, instead of its port; `url` is only its name then. */
   socketPath?: string | undefined;
@@ -60,6 +63,7 @@ export class PeerClient {
   readonly #workMs: number;
   readonly #live = new Set<WireBytes>();
   #identity: string | undefined;
+  #expect: string | undefined;
   #received = 0;
   #sent = 0;
 
@@ -67,6 +71,7 @@ export class PeerClient {
   constructor(url: string, options: PeerOptions = {}) {
     const { connectMs = 3_000, answerMs = 10_000, workMs = 120_000, credentials = ownCredentials() } = options;
     const { expect, socketPath } = options;
+    this.#expect = expect;
     this.origin = socketPath === undefined ? originOf(url, credentials) : url;
     this.#answerMs = answerMs;
     this.#workMs = workMs;
@@ -89,7 +94,9 @@ export class PeerClient {
           this.#watch(socket);
           try {
             this.#identity = peerIdentity(socket);
-            checkIdentity(this.origin, this.#identity, expect);
+            checkIdentity(this.origin, this.#identity, this.#expect);
+            // an address may get into other hands, whose word must not count as that of the first
+            this.#expect = this.#identity;
           } catch (untrusted) {
             socket.destroy();
             done(untrusted as Error, null);
@@ -106,7 +113,12 @@ export class PeerClient {
     });
   }
 
-  /** The name in the other agent's certificate, as of the last connection; undefined before, and over plain HTTP. */
+  /** Whether the other agent has to show a certificate. */
+  get isSecure(): boolean {
+    return this.origin.startsWith('https:');
+  }
+
+  /** The name in the other agent's certificate, the same on all connections; undefined before the first, and over plain HTTP. */
   get identity(): string | undefined {
     return this.#identity;
   }

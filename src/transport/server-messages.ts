@@ -20,6 +20,11 @@ export interface Offer {
   /** Frames of the guest: the files' sizes / page size. */
   frames: number;
   files: OfferedFile[];
+  /**
+   * The name in the destination's certificate: over TLS nobody else opens the streams, token or not, and nobody at all while
+   * it isn't known ({@link PageServer.admit}). Means nothing on a plain port, where nobody has a name.
+   */
+  destination?: string | undefined;
 }
 
 /** What a page server's thread is started with. */
@@ -39,6 +44,7 @@ export interface PageServerSettings {
 /** Requests of the main thread; each is answered by a {@link Reply} with the same `id`. */
 export type Request =
   | { id: number; type: 'offer'; offer: Offer; counters: SharedArrayBuffer }
+  | { id: number; type: 'admit'; migration: string; destination: string }
   | { id: number; type: 'withdraw'; migration: string }
   | { id: number; type: 'map'; migration: string; runs: Uint32Array }
   | { id: number; type: 'manifest'; migration: string; bytes: Uint8Array; lengths: Uint32Array }

@@ -293,7 +293,8 @@ function addPeerRoutes(app: TypedApp, service: AgentService): void {
       },
     },
     async (request, reply) => {
-      await service.completeOutgoing(request.params.id, request.body.epoch, request.body.figures);
+      const { epoch, figures } = request.body;
+      await service.completeOutgoing(request.params.id, epoch, figures, request.peer);
       return reply.code(204).send(null);
     },
   );
