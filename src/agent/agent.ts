@@ -11,7 +11,7 @@ import { IncomingMigration } from '../migration/incoming.ts';
 import type { MigrationHost } from '../migration/host.ts';
 import { OutgoingMigration } from '../migration/outgoing.ts';
 import { describe } from '../migration/ownership/index.ts';
-import type { CompletionFigures, IncomingStatus, MigrationInfo, PrepareRequest } from '../migration/types.ts';
+import type { CompletionFigures, Finding, IncomingStatus, MigrationInfo, PrepareRequest } from '../migration/types.ts';
 import { DomainService, type DomainUse } from '../domains/service.ts';
 import type { DomainStore } from '../domains/store.ts';
 import type { Kept } from '../pages/keep-task.ts';
@@ -53,6 +53,8 @@ export class Agent implements AgentService {
   readonly #startedAt = performance.now();
   /** Migrations whose end has been counted. */
   readonly #counted = new Set<string>();
+  /** Alarms of a migration that were counted. */
+  readonly #alarms = new WeakMap<object, number>();
   readonly #watchers = new Set<() => void>();
   #follow: (() => void) | undefined;
   readonly #memory = new MemoryReleaser(() => this.#isIdle(), true);
@@ -84,6 +86,7 @@ export class Agent implements AgentService {
     });
     this.migrations.onChange(() => {
       this.#countEnds();
+      this.#countAlarms();
       if (this.#isIdle()) this.#memory.ended();
       this.#follow?.();
       for (const told of [...this.#watchers]) told();
@@ -265,6 +268,10 @@ export class Agent implements AgentService {
     return this.migrations.complete(migration, epoch, figures, sender);
   }
 
+  recheckOutgoing(migration: string, epoch: number, frames: number[], sender?: string): Promise<Finding[]> {
+    return this.migrations.recheck(migration, epoch, frames, sender);
+  }
+
   /**
    * The source reports an arrival as done when it has freed its copy; the destination then still has its own last record
    * to write. Whoever read that report must not be told that the guest is busy: wait for it, a while.
@@ -342,6 +349,15 @@ export class Agent implements AgentService {
 
   #isIdle(): boolean {
     return this.migrations.all().every((machine) => machine.ended);
+  }
+
+  #countAlarms(): void {
+    for (const machine of this.migrations.all()) {
+      const { damagedFrames } = machine;
+      const before = this.#alarms.get(machine) ?? 0;
+      if (damagedFrames > before) this.#metrics.alarms.inc({ kind: 'page-damaged' }, damagedFrames - before);
+      this.#alarms.set(machine, damagedFrames);
+    }
   }
 
   #countEnds(): void {

@@ -10,6 +10,7 @@ import type { CacheStats } from '../pages/cache.ts';
 import type { Kept } from '../pages/keep-task.ts';
 import type {
   CompletionFigures,
+  Finding,
   IncomingStatus,
   MigrationInfo,
   MigrationProgress,
@@ -154,4 +155,6 @@ export interface AgentService {
   abortIncoming(migration: string, epoch: number): Promise<IncomingStatus>;
   /** `sender`: the name in the certificate of who asks, where it has one. */
   completeOutgoing(migration: string, epoch: number, figures: CompletionFigures, sender?: string): Promise<void>;
+  /** Looks again at frames of a guest that has left, or leaves: a finding for each, in order. */
+  recheckOutgoing(migration: string, epoch: number, frames: number[], sender?: string): Promise<Finding[]>;
 }

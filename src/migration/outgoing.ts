@@ -9,7 +9,7 @@ import type { GuestRecord, Vmm } from '../guests/driver.ts';
 import { native } from '../memory/native.ts';
 import { GuestTags } from '../pages/guest-tags.ts';
 import { encodeTagRuns } from '../pages/tag-runs.ts';
-import { TAG_VERSION } from '../pages/tags.ts';
+import { TAG_PAGE, TAG_VERSION } from '../pages/tags.ts';
 import type { PageCounters } from '../transport/page-server.ts';
 import { mapFromExtents, type MapRuns } from '../transport/wire-map.ts';
 import type { PeerClient } from '../transport/peer.ts';
@@ -30,10 +30,12 @@ import { GuestScan } from './guest-scan.ts';
 import { claimDomain, type Domain, type DomainClaim } from './domains.ts';
 import type { Leaving } from './shared-pages.ts';
 import { makeReport, type Departure } from './report.ts';
+import { damagedPage, Recheck } from './recheck.ts';
 import { MachineRunner } from './runner.ts';
 import {
   PEER_PROTOCOL,
   type CompletionFigures,
+  type Finding,
   type IncomingStatus,
   type MigrationInfo,
   type MigrationProgress,
@@ -72,6 +74,16 @@ const WAITS_FOR_ANSWER: ReadonlySet<SourceState['at']> = new Set([
   'rolled-back',
   'lost',
 ]);
+/** Where the guest stands still, its final manifest made: what it holds is what the destination must get. */
+const STANDS_STILL: ReadonlySet<SourceState['at']> = new Set([
+  'loading',
+  'committing',
+  'undoing',
+  'handing-over',
+  'fencing',
+  'leaving',
+  'gone',
+]);
 /**
  * A destination that can't be told to abort lets go by itself when the source is silent, and refuses when it restarts: so
  * telling it may end after a time that is longer than that, milliseconds. Nothing but its waste depends on it.
@@ -98,6 +110,11 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   #tellingSince: number | undefined;
   #pushed = false;
   #told = false;
+  readonly #recheck = new Recheck({
+    onAlarm: (frames) => this.#tellDamage(frames),
+    onMended: (frames) =>
+      this.#host.log.warn({ migration: this.state.migration, frames }, 'pages of the paused guest are right again'),
+  });
   /** The manifest is that of the guest as it was handed over. */
   #finished = false;
   #figures: CompletionFigures | undefined;
@@ -159,7 +176,8 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
 
   info(): MigrationInfo {
     const { migration, guest, peer } = this.state;
-    const error = this.#failure ?? (this.state.at === 'gone' ? this.#remote?.error : undefined);
+    const error =
+      this.#failure ?? this.#damage?.toJSON() ?? (this.state.at === 'gone' ? this.#remote?.error : undefined);
     return {
       id: migration,
       guest,
@@ -215,6 +233,47 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       this.#acknowledged.push(resolve);
       this.dispatch({ type: 'complete', migration: this.state.migration, epoch });
     });
+  }
+
+  /**
+   * The destination has got pages that are not those of their tags: are they right here? See {@link Recheck}.
+   * @param frames of the guest's page size, all that are in doubt now
+   * @throws PagetideError `PT_MIGRATION_UNKNOWN`, `PT_UNAUTHORIZED`, `PT_BAD_ARGUMENT`, `PT_TOO_SOON`
+   */
+  async recheck(epoch: number, frames: readonly number[], sender?: string): Promise<Finding[]> {
+    const standsStill = (): boolean => !this.closed && STANDS_STILL.has(this.state.at);
+    if (epoch !== this.state.epoch || !standsStill())
+      throw new PagetideError('PT_MIGRATION_UNKNOWN', 'that migration is not under way here');
+    const stranger = this.#stranger(sender);
+    if (stranger !== undefined) throw stranger;
+    const { description, pageSize } = this.details.vmm;
+    const beyond = frames.find((frame) => frame >= description.memory.size / pageSize);
+    if (beyond !== undefined) throw new PagetideError('PT_BAD_ARGUMENT', `the guest has no frame ${beyond}`);
+    const parts = pageSize / TAG_PAGE;
+    const scan = this.#finished ? this.#scan : undefined;
+    const findings = await this.#recheck.run(
+      frames,
+      scan && ((frame) => scan.isAsTagged(frame * parts, parts)),
+      standsStill,
+    );
+    this.changed();
+    return findings;
+  }
+
+  /** Frames for which there was an alarm so far: their page was altered while the guest stood still. */
+  get damagedFrames(): number {
+    return this.#recheck.alarms;
+  }
+
+  get #damage(): PagetideError | undefined {
+    const { damaged } = this.#recheck;
+    return damaged.length > 0 && STANDS_STILL.has(this.state.at) ? damagedPage(damaged) : undefined;
+  }
+
+  #tellDamage(frames: readonly number[]): void {
+    const { migration, guest } = this.state;
+    const error = damagedPage(frames);
+    this.#host.log.fatal({ migration, guest, code: error.code, frames }, error.message);
   }
 
   /** Of two names that are both known. Without certificates there are none; the operator, on the control socket, has none. */
@@ -601,7 +660,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       faultsServed: this.#report?.faults.count ?? remote?.faultsServed ?? 0,
       wireBytes: this.#report?.bytes.wire ?? (counters === undefined ? 0 : counters.bytesIn + counters.bytesOut),
       elapsedMs: Date.now() - this.details.startedAt,
-      note: remote?.note ?? note,
+      note: this.#damage?.message ?? remote?.note ?? note,
     };
   }
 

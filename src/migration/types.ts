@@ -127,6 +127,15 @@ export interface IncomingStatus {
   figures?: CompletionFigures;
 }
 
+/**
+ * `POST /v1/outgoing/{id}/recheck`: what the source finds when it looks again at a frame of the paused guest. `right`: it is
+ * what the manifest says. `changed`: it isn't, any more. `unknown`: the source can't tell, as it was restarted since.
+ */
+export type Finding = 'right' | 'changed' | 'unknown';
+
+/** Frames that may be asked about at once; of 2 MiB, that is a tenth of a second of one core. */
+export const MOST_DOUBTS = 32;
+
 /** The destination's figures, sent with its completion, from which the source makes the report. */
 export interface CompletionFigures {
   frames: FrameClasses;

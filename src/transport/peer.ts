@@ -11,7 +11,7 @@ import {
   type DomainCheckIn,
   type DomainOffer,
 } from '../domains/messages.ts';
-import type { CompletionFigures, IncomingStatus, PrepareRequest } from '../migration/types.ts';
+import type { CompletionFigures, Finding, IncomingStatus, PrepareRequest } from '../migration/types.ts';
 import { originOf, refusal, unreachable } from './page-connect.ts';
 import { isMigrationId } from './upgrade.ts';
 import { WireBytes } from './wire-bytes.ts';
@@ -46,6 +46,8 @@ export interface PeerOptions {
   /** The control socket of another agent of this user, instead of its port; `url` is only its name then. */
   socketPath?: string | undefined;
 }
+
+const FINDINGS: readonly unknown[] = ['right', 'changed', 'unknown'] satisfies Finding[];
 
 interface CallOptions {
   signal?: AbortSignal | undefined;
@@ -165,6 +167,12 @@ export class PeerClient {
     await this.#call('POST', path, { epoch, figures }, this.#answerMs, options);
   }
 
+  /** The source is to look again at frames whose page came as another than its tag's; resolves to a finding for each. */
+  async recheck(migration: string, epoch: number, frames: number[], options?: CallOptions): Promise<Finding[]> {
+    const path = `/v1/outgoing/${checked(migration)}/recheck`;
+    return findings(await this.#call('POST', path, { epoch, frames }, this.#answerMs, options), frames.length);
+  }
+
   /** Whether the other agent has that domain. */
   async hasDomain(id: string, options?: CallOptions): Promise<DomainAnswer> {
     return domainAnswer(await this.#call('GET', grants(id), undefined, this.#answerMs, options), this.origin);
@@ -280,6 +288,13 @@ function checkIdentity(origin: string, identity: string | undefined, expected: s
   throw new PagetideError('PT_PEER_UNTRUSTED', `${origin} is ${identity ?? 'nobody known'}, not ${expected}`, {
     hint: 'Check the address, and that the certificate there is that of the host that is meant.',
   });
+}
+
+function findings(json: unknown, count: number): Finding[] {
+  const { findings: found } = (typeof json === 'object' && json !== null ? json : {}) as { findings?: unknown };
+  if (!Array.isArray(found) || found.length !== count || !found.every((finding) => FINDINGS.includes(finding)))
+    throw new PagetideError('PT_PEER_FAILED', 'the other agent did not say what it found of each frame');
+  return found as Finding[];
 }
 
 function grants(domain: string): string {

@@ -83,6 +83,7 @@ void t.test('another host of the cluster that has the token: no pages, and nobod
       await t.rejects(connectPages({ ...target, channel, credentials: thief }), { code: 'PT_UNAUTHORIZED' }, when);
     const peer = new PeerClient(a.url, { credentials: thief });
     await t.rejects(peer.complete(id, epoch, FIGURES), { code: 'PT_UNAUTHORIZED', message: /^host-c/ }, when);
+    await t.rejects(peer.recheck(id, epoch, [0]), { code: 'PT_UNAUTHORIZED', message: /^host-c/ }, when);
     await peer.close();
   };
   await steal('while the guest is filled');
