@@ -276,10 +276,10 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     this.#host.log.fatal({ migration, guest, code: error.code, frames }, error.message);
   }
 
-  /** Of two names that are both known. Without certificates there are none; the operator, on the control socket, has none. */
+  /** Without certificates, and on the control socket, nobody has a name. Until the destination's is known, it is asked to come again. */
   #stranger(sender: string | undefined): PagetideError | undefined {
     const { destination } = this.details;
-    if (sender === undefined || destination === undefined || sender === destination) return undefined;
+    if (sender === undefined || sender === destination) return undefined;
     return new PagetideError('PT_UNAUTHORIZED', `${sender} is not the host that this guest moves to`);
   }
 

@@ -2,6 +2,7 @@
 import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
+import { Journal } from '../../src/agent/journal.ts';
 import type { CompletionFigures } from '../../src/migration/types.ts';
 import { makeHost } from '../../src/trust/authority.ts';
 import { HOST_FILES, writeHost } from '../../src/trust/pem-files.ts';
@@ -95,6 +96,27 @@ void t.test('another host of the cluster that has the token: no pages, and nobod
   t.strictSame(reportFaults(last.report), []);
   t.strictSame(await guestFaults(b, 'g1'), []);
   t.match(a.log().join('\n'), /"PT_UNAUTHORIZED".*host-c is not the host that this guest moves to/);
+});
+
+void t.test('a journal of a version that did not keep who the destination is', async (t) => {
+  const made = cluster(t);
+  const trust = await trustCluster();
+  const a = await made.agent('a', { tls: await files(made.root, trust, 'host-a') });
+  const b = await made.agent('b', { tls: await files(made.root, trust, 'host-b'), fill: { bandwidth: 4 * 2 ** 20 } });
+  await startGuest(a, 'g1', { memory: '32M' });
+  const id = await begin(a, b, 'g1');
+  t.ok(await untilRecord(a, 0, 'source', 'gone', 60_000));
+  await a.kill();
+  const journal = await Journal.open(a.state);
+  const last = journal.records().findLast((entry) => entry.kind === 'migration');
+  const { destination, ...details } = last!.details!;
+  t.equal(destination, 'host-b');
+  await journal.append({ ...last!, details });
+  await journal.close();
+  await a.restart();
+  const end = (await follow(a.client, id)).last;
+  t.strictSame([end.progress.phase, end.error, end.report?.verified], ['done', undefined, true]);
+  t.strictSame(await guestFaults(b, 'g1'), []);
 });
 
 void t.test('an agent of another cluster, and one without certificates: refused before anything changes', async (t) => {
