@@ -172,7 +172,7 @@ function table(reports: Record<string, MigrationReport>): string {
     ['  from peers', ({ frames }) => String(frames.peer)],
     ['  from the source', ({ frames }) => String(frames.source)],
     ['network', ({ bytes }) => mib(bytes.wire)],
-    ['downtime', ({ ms }) => `${ms.downtime.toFixed(1)} ms`],
+    ['downtime', ({ ms }) => `${ms.downtime?.toFixed(1)} ms`],
     ['in all', ({ ms }) => `${ms.total.toFixed(0)} ms`],
     ['faults', ({ faults }) => String(faults.count)],
     ['  median stall', ({ faults }) => `${faults.p50Us.toFixed(0)} µs`],

@@ -118,7 +118,7 @@ function classes(frames: FrameClasses): string {
 }
 
 function oneLine({ frames, bytes, ms }: MigrationReport): string {
-  return `${classes(frames)}; wire ${mebibytes(bytes.wire)}, downtime ${ms.downtime.toFixed(1)} ms, total ${ms.total.toFixed(0)} ms`;
+  return `${classes(frames)}; wire ${mebibytes(bytes.wire)}, downtime ${ms.downtime?.toFixed(1)} ms, total ${ms.total.toFixed(0)} ms`;
 }
 
 /** Medians over the rounds, field by field: they need not add up to the last digit. */

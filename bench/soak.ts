@@ -64,7 +64,7 @@ function show({ warm, end, growth, reports, problems }: SoakResult): string {
     );
   });
   return [
-    `${reports.length} migrations, median downtime ${of(({ ms }) => ms.downtime)} ms, total ${of(({ ms }) => ms.total)} ms`,
+    `${reports.length} migrations, median downtime ${of(({ ms }) => ms.downtime ?? NaN)} ms, total ${of(({ ms }) => ms.total)} ms`,
     ...lines,
     `grown to ${(growth * 100).toFixed(1)}% (at most ${MAX_GROWTH * 100}%)`,
     ...(problems.length === 0 ? ['all is well'] : problems.map((problem) => `PROBLEM ${problem}`)),
@@ -84,7 +84,7 @@ async function main(): Promise<void> {
     const result = await soak(made, { ...options, progress: (text) => console.error(text) });
     console.error(show(result));
     const { reports, ...rest } = result;
-    const downtimeMs = median(reports.map(({ ms }) => ms.downtime));
+    const downtimeMs = median(reports.map(({ ms }) => ms.downtime ?? NaN));
     if (json) console.log(JSON.stringify({ soak: options, machine: describeMachine(), downtimeMs, ...rest }));
     if (result.problems.length > 0) process.exitCode = 1;
   } finally {

@@ -45,6 +45,10 @@ export const ERROR_CODES = {
     status: 502,
     hint: 'It is asked for again and never used. If it goes on: look at the source host for failing memory.',
   },
+  PT_PAGE_DAMAGED: {
+    status: 500,
+    hint: 'Look at the source host for failing memory, or a program that writes to memory files; keep both hosts as they are.',
+  },
   PT_VERIFY_FAILED: {
     status: 500,
     hint: "Keep the guest's memory files as they are, and report it with both agents' logs.",
@@ -86,6 +90,7 @@ export const ERROR_CODES = {
   PT_PEER_FAILED: { status: 502, hint: 'The cause is the other agent’s own error.' },
   PT_PROTOCOL: { status: 400, hint: 'Both agents must speak the same protocol version; upgrade the older one.' },
   PT_UNAUTHORIZED: { status: 401, hint: 'Page streams open only to the agent that takes part in the migration.' },
+  PT_TOO_SOON: { status: 429, hint: 'Ask again after a second.' },
   PT_IN_DOUBT: { status: 503, hint: 'The guest stays paused until both hosts have talked; restore the connection.' },
   PT_CANCELLED: { status: 409, hint: 'The migration was cancelled; the guest goes on at the source.' },
 } as const;

@@ -5,11 +5,14 @@ import { readCredentials, setCredentials } from '../../src/trust/credentials.ts'
 import { HOST_FILES, writeHost } from '../../src/trust/pem-files.ts';
 import type { Scope } from './scope.ts';
 
+/** Its name, on both sides. */
+export const BENCH_HOST = 'bench';
+
 /** One host's, for 127.0.0.1: both sides of a bench may be the same host. Resolves to its folder. */
 export async function makeCertificates(scope: Scope): Promise<string> {
   const folder = scope.path('certificates');
   const authority = await makeAuthority();
-  await writeHost(folder, authority.certificate, await makeHost(authority, 'bench', ['127.0.0.1']));
+  await writeHost(folder, authority.certificate, await makeHost(authority, BENCH_HOST, ['127.0.0.1']));
   return folder;
 }
 

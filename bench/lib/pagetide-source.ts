@@ -6,7 +6,7 @@
  * stdout: {"event":"ready","url":…}. Ends with its stdin.
  */
 import { PageServer } from '../../src/transport/page-server.ts';
-import { takeCertificates } from './certificates.ts';
+import { BENCH_HOST, takeCertificates } from './certificates.ts';
 
 export interface SourceArguments {
   memory: string;
@@ -22,7 +22,7 @@ async function main(): Promise<void> {
   takeCertificates(certificates);
   const server = await PageServer.start({ host: '127.0.0.1', port: 0, controlSocket: '/nonexistent/control.sock' });
   const files = [{ path: memory, size: frames * 4096, offset: 0 }];
-  await server.offer({ migration, token, pageSize: 4096, frames, files });
+  await server.offer({ migration, token, pageSize: 4096, frames, files, destination: BENCH_HOST });
   process.stdin.on('end', () => process.exit(0)).resume();
   process.stdout.write(`${JSON.stringify({ event: 'ready', url: server.address().url })}\n`);
 }

@@ -82,7 +82,7 @@ export async function soak(cluster: Cluster, options: SoakOptions): Promise<Soak
     const { frames, ms, faults } = report;
     progress(
       `${nth}/${migrations} verified=${report.verified} source=${frames.source} faults=${faults.count} ` +
-        `downtime=${ms.downtime.toFixed(1)}ms total=${ms.total.toFixed(0)}ms`,
+        `downtime=${ms.downtime?.toFixed(1)}ms total=${ms.total.toFixed(0)}ms`,
     );
     if (nth === warmAfter) warm = await atRest(agents);
   }

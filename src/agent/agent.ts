@@ -11,7 +11,7 @@ import { IncomingMigration } from '../migration/incoming.ts';
 import type { MigrationHost } from '../migration/host.ts';
 import { OutgoingMigration } from '../migration/outgoing.ts';
 import { describe } from '../migration/ownership/index.ts';
-import type { CompletionFigures, IncomingStatus, MigrationInfo, PrepareRequest } from '../migration/types.ts';
+import type { CompletionFigures, Finding, IncomingStatus, MigrationInfo, PrepareRequest } from '../migration/types.ts';
 import { DomainService, type DomainUse } from '../domains/service.ts';
 import type { DomainStore } from '../domains/store.ts';
 import type { Kept } from '../pages/keep-task.ts';
@@ -59,6 +59,8 @@ export class Agent implements AgentService {
   readonly #counted = new Set<string>();
   /** Pages that were not those of their tags, of migrations that ended. */
   readonly #mismatched = { source: 0, peer: 0 };
+  /** Alarms of a migration that were counted. */
+  readonly #alarms = new WeakMap<object, number>();
   readonly #watchers = new Set<() => void>();
   #follow: (() => void) | undefined;
   readonly #memory = new MemoryReleaser(() => this.#isIdle(), true);
@@ -92,6 +94,7 @@ export class Agent implements AgentService {
     });
     this.migrations.onChange(() => {
       this.#countEnds();
+      this.#countAlarms();
       if (this.#isIdle()) this.#memory.ended();
       this.#follow?.();
       for (const told of [...this.#watchers]) told();
@@ -283,8 +286,12 @@ export class Agent implements AgentService {
     return this.migrations.ask('abort', migration, epoch);
   }
 
-  completeOutgoing(migration: string, epoch: number, figures: CompletionFigures): Promise<void> {
-    return this.migrations.complete(migration, epoch, figures);
+  completeOutgoing(migration: string, epoch: number, figures: CompletionFigures, sender?: string): Promise<void> {
+    return this.migrations.complete(migration, epoch, figures, sender);
+  }
+
+  recheckOutgoing(migration: string, epoch: number, frames: number[], sender?: string): Promise<Finding[]> {
+    return this.migrations.recheck(migration, epoch, frames, sender);
   }
 
   /**
@@ -377,6 +384,15 @@ export class Agent implements AgentService {
     return this.migrations.all().every((machine) => machine.ended);
   }
 
+  #countAlarms(): void {
+    for (const machine of this.migrations.all()) {
+      const { damagedFrames } = machine;
+      const before = this.#alarms.get(machine) ?? 0;
+      if (damagedFrames > before) this.#metrics.alarms.inc({ kind: 'page-damaged' }, damagedFrames - before);
+      this.#alarms.set(machine, damagedFrames);
+    }
+  }
+
   #countEnds(): void {
     for (const machine of this.migrations.all()) {
       const info = machine.info();
@@ -389,7 +405,8 @@ export class Agent implements AgentService {
       const { phase } = info.progress;
       this.#metrics.migrations.inc({ direction: info.direction, outcome: phase });
       if (info.report === undefined) continue;
-      this.#metrics.downtime.observe(info.report.ms.downtime / 1000);
+      const { downtime } = info.report.ms;
+      if (downtime !== null) this.#metrics.downtime.observe(downtime / 1000);
       for (const [kind, bytes] of Object.entries(info.report.bytes))
         this.#metrics.bytes.inc({ direction: 'outgoing', kind }, bytes);
       this.#metrics.faults.inc({ from: 'source' }, info.report.faults.count);

@@ -198,8 +198,9 @@ function migrationHost(config: AgentConfig, parts: Parts): MigrationHost {
       prepareMs: timeouts.prepareMs,
       loadMs: timeouts.loadMs,
     },
-    connectPeer: (peer) =>
+    connectPeer: (peer, expect) =>
       new PeerClient(peer, {
+        expect,
         answerMs: timeouts.peerMs,
         workMs: Math.max(timeouts.prepareMs, timeouts.loadMs) + timeouts.vmmMs,
       }),

@@ -14,7 +14,13 @@ import {
   recoverSource,
   type OwnershipRecord,
 } from '../migration/ownership/index.ts';
-import { PEER_PROTOCOL, type CompletionFigures, type IncomingStatus, type PrepareRequest } from '../migration/types.ts';
+import {
+  PEER_PROTOCOL,
+  type CompletionFigures,
+  type Finding,
+  type IncomingStatus,
+  type PrepareRequest,
+} from '../migration/types.ts';
 import type { Guests } from './guests.ts';
 import type { Journal } from './journal.ts';
 import type { MigrateRequest } from './service.ts';
@@ -152,14 +158,20 @@ export class Migrations {
     return machine instanceof IncomingMigration ? machine.status() : { migration, epoch: 0, state: 'unknown' };
   }
 
-  async complete(migration: string, epoch: number, figures: CompletionFigures): Promise<void> {
+  async complete(migration: string, epoch: number, figures: CompletionFigures, sender?: string): Promise<void> {
     const machine = this.#machines.get(machineName('source', { migration, epoch }));
     if (machine instanceof OutgoingMigration) {
-      await machine.complete(epoch, figures);
+      await machine.complete(epoch, figures, sender);
       return;
     }
     // Over since before a restart, and forgotten since: the destination wants to hear that nobody waits for it.
     this.#log.info({ migration, epoch }, 'a migration that is not known here says that it is complete');
+  }
+
+  recheck(migration: string, epoch: number, frames: readonly number[], sender?: string): Promise<Finding[]> {
+    const machine = this.#machines.get(machineName('source', { migration, epoch }));
+    if (machine instanceof OutgoingMigration) return machine.recheck(epoch, frames, sender);
+    return Promise.reject(new PagetideError('PT_MIGRATION_UNKNOWN', 'that migration is not under way here'));
   }
 
   /** Stops driving; VMMs, userfaultfds and journals stay as they are. */

@@ -10,6 +10,7 @@ import type { CacheStats } from '../pages/cache.ts';
 import type { Kept } from '../pages/keep-task.ts';
 import type {
   CompletionFigures,
+  Finding,
   IncomingStatus,
   MigrationInfo,
   MigrationProgress,
@@ -175,5 +176,8 @@ export interface AgentService {
   loadIncoming(migration: string, epoch: number): Promise<IncomingStatus>;
   takeOver(migration: string, epoch: number): Promise<IncomingStatus>;
   abortIncoming(migration: string, epoch: number): Promise<IncomingStatus>;
-  completeOutgoing(migration: string, epoch: number, figures: CompletionFigures): Promise<void>;
+  /** `sender`: the name in the certificate of who asks, where it has one. */
+  completeOutgoing(migration: string, epoch: number, figures: CompletionFigures, sender?: string): Promise<void>;
+  /** Looks again at frames of a guest that has left, or leaves: a finding for each, in order. */
+  recheckOutgoing(migration: string, epoch: number, frames: number[], sender?: string): Promise<Finding[]>;
 }

@@ -78,13 +78,14 @@ export function showReport(report: MigrationReport): string {
       `${formatSize(bytes.wire)} on the wire: manifest ${formatSize(bytes.manifest)}, ` +
         `pages ${formatSize(bytes.pages)} (raw ${formatSize(bytes.raw)}), state ${formatSize(bytes.state)}`,
     ],
-    [
-      'time',
-      `total ${formatMillis(ms.total)}, prepare ${formatMillis(ms.prepare)}, downtime ${formatMillis(ms.downtime)}`,
-    ],
+    ['time', `total ${formatMillis(ms.total)}, prepare ${known(ms.prepare)}, downtime ${known(ms.downtime)}`],
     ['faults', latencies(faults)],
     ['longest gap', report.longestGapMs === null ? 'no heartbeat' : formatMillis(report.longestGapMs)],
   ]);
+}
+
+function known(ms: number | null): string {
+  return ms === null ? 'not known' : formatMillis(ms);
 }
 
 /** Whole percent, rounded down: 100 only when nothing is missing. */

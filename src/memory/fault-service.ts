@@ -420,7 +420,8 @@ export class FaultService {
     if (parked === undefined) return;
     this.session.clock(this.status);
     parked.notBefore = this.status[WaitField.Now]! + TROUBLE_MICROS;
-    const told = this.troubled.size > 0;
+    // of each page that is not right the source has to be asked whether it is there
+    const told = error.code === 'PT_PAGE_MISMATCH' ? this.troubled.has(frame) : this.troubled.size > 0;
     this.troubled.add(frame);
     if (!told) this.onEvent({ event: 'trouble', frame, error });
   }

@@ -34,6 +34,8 @@ export interface GuestServiceEvents {
   note: [text: string, code?: ErrorCode];
   /** Another host is not asked for pages of this guest any more. */
   leftOut: [url: string, error: PagetideError];
+  /** A page of this frame came that is not the one of its tag; told with a `note`. */
+  mismatch: [frame: number];
   /** A worker failed for good. */
   failed: [error: PagetideError];
 }
@@ -176,6 +178,7 @@ export class GuestService extends EventEmitter<GuestServiceEvents> {
         return;
       case 'trouble':
         this.emit('note', errorFromJson(message.error).message, message.error.code);
+        if (message.error.code === 'PT_PAGE_MISMATCH') this.emit('mismatch', message.frame);
         return;
       case 'disconnected':
         this.emit('note', `the connection to the source is being made again: ${message.error.message}`);

@@ -119,6 +119,11 @@ export class GuestScan {
     return frames;
   }
 
+  /** After {@link finish}, as long as the guest stands still: see {@link GuestTags.isAsTagged}. */
+  isAsTagged(first: number, count: number): Promise<boolean> {
+    return this.#tags.isAsTagged(first, count);
+  }
+
   /** Ends whatever is under way. Idempotent. */
   close(): void {
     this.#tags.close();

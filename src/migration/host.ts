@@ -34,8 +34,8 @@ export interface MigrationHost {
   watched(vmm: Vmm, domain: Domain): Promise<GuestTags | undefined>;
   /** Under which the other agent reaches this one. */
   readonly url: string;
-  /** A client of its own for each migration: its bytes are counted. */
-  connectPeer(url: string): PeerClient;
+  /** A client of its own for each migration: its bytes are counted. `expect`: the name that the agent there must have, where it is known. */
+  connectPeer(url: string, expect?: string): PeerClient;
   /** Resolves when durable. */
   journal(record: OwnershipRecord, details: Record<string, unknown>): Promise<void>;
   place(guest: string): GuestPlace;

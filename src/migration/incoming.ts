@@ -9,8 +9,9 @@ import { Readable } from 'node:stream';
 import type { Serving } from '../memory/serving.ts';
 import type { PeerPagesSpec } from '../memory/worker-messages.ts';
 import type { PeerClient } from '../transport/peer.ts';
-import { native } from '../memory/native.ts';
+import { FrameState, native } from '../memory/native.ts';
 import { Arrival, partWith, tagsOf, type AcquiredRecord } from './arrival.ts';
+import { Doubts } from './doubts.ts';
 import { ArrivingNames, checkOffer } from './arriving-names.ts';
 import type { MigrationHost } from './host.ts';
 import {
@@ -27,7 +28,14 @@ import {
 } from './ownership/index.ts';
 import { MachineRunner } from './runner.ts';
 import { StateChannel, type SwitchState } from './state-channel.ts';
-import type { CompletionFigures, IncomingStatus, MigrationInfo, MigrationProgress, PrepareRequest } from './types.ts';
+import type {
+  CompletionFigures,
+  Finding,
+  IncomingStatus,
+  MigrationInfo,
+  MigrationProgress,
+  PrepareRequest,
+} from './types.ts';
 
 /** Kept with every record of the journal: what a restarted agent needs. */
 export interface IncomingDetails {
@@ -49,6 +57,12 @@ export interface IncomingDetails {
 
 /** Where the guest needs its pages served. */
 const SERVED: ReadonlySet<DestinationState['at']> = new Set(['reattaching', 'resuming', 'serving', 'unregistering']);
+const LACKING: ReadonlySet<number | undefined> = new Set([
+  FrameState.Missing,
+  FrameState.Wanted,
+  FrameState.InFlight,
+  FrameState.Installing,
+]);
 const LIVENESS_MS = 500;
 /** Pause before a failed worker of a running guest is replaced once more, milliseconds. */
 const REATTACH_MS = 1_000;
@@ -67,6 +81,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
   #waiters: ((status: IncomingStatus) => void)[] = [];
   #figures: CompletionFigures | undefined;
   #alarm: ErrorJson | undefined;
+  readonly #doubts: Doubts;
   #note: string | undefined;
   #watch: NodeJS.Timeout | undefined;
   #again: NodeJS.Timeout | undefined;
@@ -75,6 +90,12 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     super(state);
     this.#host = host;
     this.details = details;
+    this.#doubts = new Doubts({
+      ask: (frames) => this.#askAgain(frames),
+      isMissing: (frame) => this.#arrival === undefined || LACKING.has(this.#arrival.session.table[frame]),
+      onChange: () => this.changed(),
+      log: host.log.child({ migration: state.migration }),
+    });
   }
 
   /** For a key that this host has never heard of: it will refuse it, or prepare. */
@@ -102,7 +123,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
   status(): IncomingStatus {
     const { migration, epoch, at } = this.state;
     const state = answerState(at);
-    const error = this.#alarm ?? this.state.error ?? undefined;
+    const error = this.#alarm ?? this.#doubts.error ?? this.state.error ?? undefined;
     const { resumedAt } = this.details;
     return {
       migration,
@@ -117,7 +138,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
   }
 
   info(): MigrationInfo {
-    const error = this.#alarm ?? this.state.error ?? undefined;
+    const error = this.#alarm ?? this.#doubts.error ?? this.state.error ?? undefined;
     return {
       id: this.state.migration,
       guest: this.state.guest ?? '',
@@ -139,12 +160,14 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     super.close();
     clearInterval(this.#watch);
     clearTimeout(this.#again);
+    this.#doubts.close();
     this.#state?.close();
     void this.#peer?.close();
   }
 
   override shed(): void {
     clearInterval(this.#watch);
+    this.#doubts.close();
     this.#state?.close();
     this.#state = undefined;
     void this.#peer?.close();
@@ -450,6 +473,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     const { arrival } = this.#need();
     const { outstanding } = arrival.session.counts();
     if (outstanding > 0) throw new PagetideError('PT_INTERNAL', `${outstanding} frames still lack their content`);
+    this.#doubts.clear();
     const whole = await this.#measure(vmm, arrival);
     whole.bytes.wire = this.#wire(arrival);
     await this.#keep('owner', { ...this.details, whole });
@@ -542,18 +566,38 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
         new PagetideError('PT_FOREIGN_PAGE', `a page stands in frame ${frame} that Pagetide did not put there`),
       );
     });
-    service.on('note', (text) => {
+    service.on('note', (text, code) => {
+      if (code === 'PT_PAGE_MISMATCH') return; // see 'mismatch'
       this.#note = text;
       this.changed();
     });
     service.on('leftOut', (url, { code, message }) => {
       this.#host.log.warn({ guest: this.state.guest, url, code }, `a peer is not asked for pages any more: ${message}`);
     });
+    service.on('mismatch', (frame) => {
+      this.#host.log.warn(
+        { guest: this.state.guest, frame, code: 'PT_PAGE_MISMATCH' },
+        'a page came that is not the one of its tag',
+      );
+      this.#doubts.add(frame);
+    });
     service.on('failed', (error) => {
       this.#host.log.error({ guest: this.state.guest, code: error.code }, error.message);
       if (error.code === 'PT_FOREIGN_PAGE') this.#raise(error);
       else this.#serveAnew(arrival);
     });
+  }
+
+  async #askAgain(frames: number[]): Promise<Finding[]> {
+    const { migration, epoch, peer } = this.state;
+    if (peer === null) throw new PagetideError('PT_INTERNAL', 'the source is not known');
+    this.#peer ??= this.#host.connectPeer(peer);
+    return this.#peer.recheck(migration, epoch, frames);
+  }
+
+  /** Frames for which there was an alarm so far: their page was altered at the source. */
+  get damagedFrames(): number {
+    return this.#doubts.alarms;
   }
 
   /** A worker failed while the guest needs it: the same way as after a restart. */
@@ -625,7 +669,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
       faultsServed: service?.serving.faultsServed ?? this.#figures?.faults.count ?? 0,
       wireBytes: service === undefined ? (this.#figures?.bytes.wire ?? 0) : service.wireBytes(),
       elapsedMs: Date.now() - this.details.startedAt,
-      note: this.#note ?? described.note,
+      note: this.#doubts.note ?? this.#note ?? described.note,
     };
   }
 }

@@ -5,11 +5,11 @@
 import { randomBytes } from 'node:crypto';
 import { closeSync, openSync } from 'node:fs';
 import { asPagetideError, PagetideError, type ErrorJson } from '../errors.ts';
-import type { GuestRecord, GuestStats, Vmm } from '../guests/driver.ts';
+import type { GuestRecord, Vmm } from '../guests/driver.ts';
 import { native } from '../memory/native.ts';
 import { GuestTags } from '../pages/guest-tags.ts';
 import { encodeTagRuns } from '../pages/tag-runs.ts';
-import { TAG_VERSION } from '../pages/tags.ts';
+import { TAG_PAGE, TAG_VERSION } from '../pages/tags.ts';
 import type { PageCounters } from '../transport/page-server.ts';
 import { mapFromExtents, type MapRuns } from '../transport/wire-map.ts';
 import type { PeerClient } from '../transport/peer.ts';
@@ -29,10 +29,13 @@ import { migrationKey } from './arriving-names.ts';
 import { GuestScan } from './guest-scan.ts';
 import { claimDomain, type Domain, type DomainClaim } from './domains.ts';
 import type { Leaving } from './shared-pages.ts';
+import { makeReport, type Departure } from './report.ts';
+import { damagedPage, Recheck } from './recheck.ts';
 import { MachineRunner } from './runner.ts';
 import {
   PEER_PROTOCOL,
   type CompletionFigures,
+  type Finding,
   type IncomingStatus,
   type MigrationInfo,
   type MigrationProgress,
@@ -42,14 +45,14 @@ import {
 } from './types.ts';
 
 /** Kept with every record of the journal: what a restarted agent needs. */
-export interface OutgoingDetails {
+export interface OutgoingDetails extends Departure {
   token: string;
   mode: Mode;
   verify: boolean;
-  /** Milliseconds since the epoch. */
-  startedAt: number;
   /** The guest's memory files serve on when its VMM is gone. */
   vmm: GuestRecord;
+  /** The name in the destination's certificate: pages go to it alone, and only its word counts. Absent: over plain HTTP, or not known yet. */
+  destination?: string;
 }
 
 export interface OutgoingStart {
@@ -70,6 +73,16 @@ const WAITS_FOR_ANSWER: ReadonlySet<SourceState['at']> = new Set([
   'undoing',
   'rolled-back',
   'lost',
+]);
+/** Where the guest stands still, its final manifest made: what it holds is what the destination must get. */
+const STANDS_STILL: ReadonlySet<SourceState['at']> = new Set([
+  'loading',
+  'committing',
+  'undoing',
+  'handing-over',
+  'fencing',
+  'leaving',
+  'gone',
 ]);
 /**
  * A destination that can't be told to abort lets go by itself when the source is silent, and refuses when it restarts: so
@@ -97,11 +110,13 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   #tellingSince: number | undefined;
   #pushed = false;
   #told = false;
+  readonly #recheck = new Recheck({
+    onAlarm: (frames) => this.#tellDamage(frames),
+    onMended: (frames) =>
+      this.#host.log.warn({ migration: this.state.migration, frames }, 'pages of the paused guest are right again'),
+  });
   /** The manifest is that of the guest as it was handed over. */
   #finished = false;
-  #pausedAt = 0;
-  #lastStats: GuestStats | null = null;
-  #prepareMs = 0;
   #figures: CompletionFigures | undefined;
   /** Bytes of the page streams at this end, both directions. */
   #streamed = 0;
@@ -161,7 +176,8 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
 
   info(): MigrationInfo {
     const { migration, guest, peer } = this.state;
-    const error = this.#failure ?? (this.state.at === 'gone' ? this.#remote?.error : undefined);
+    const error =
+      this.#failure ?? this.#damage?.toJSON() ?? (this.state.at === 'gone' ? this.#remote?.error : undefined);
     return {
       id: migration,
       guest,
@@ -202,16 +218,69 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     });
   }
 
-  /** The destination says that it has every page. Resolves when that is durable here and the guest's copy is gone. */
-  complete(epoch: number, figures: CompletionFigures): Promise<void> {
+  /**
+   * The destination says that it has every page. Resolves when that is durable here and the guest's copy is gone.
+   * @param sender the name in the certificate of who says it; undefined where it showed none
+   */
+  complete(epoch: number, figures: CompletionFigures, sender?: string): Promise<void> {
     if (epoch !== this.state.epoch) {
       return Promise.reject(new PagetideError('PT_MIGRATION_UNKNOWN', `no migration of epoch ${epoch}`));
     }
+    const stranger = this.#stranger(sender);
+    if (stranger !== undefined) return Promise.reject(stranger);
     this.#figures = figures;
     return new Promise((resolve) => {
       this.#acknowledged.push(resolve);
       this.dispatch({ type: 'complete', migration: this.state.migration, epoch });
     });
+  }
+
+  /**
+   * The destination has got pages that are not those of their tags: are they right here? See {@link Recheck}.
+   * @param frames of the guest's page size, all that are in doubt now
+   * @throws PagetideError `PT_MIGRATION_UNKNOWN`, `PT_UNAUTHORIZED`, `PT_BAD_ARGUMENT`, `PT_TOO_SOON`
+   */
+  async recheck(epoch: number, frames: readonly number[], sender?: string): Promise<Finding[]> {
+    const standsStill = (): boolean => !this.closed && STANDS_STILL.has(this.state.at);
+    if (epoch !== this.state.epoch || !standsStill())
+      throw new PagetideError('PT_MIGRATION_UNKNOWN', 'that migration is not under way here');
+    const stranger = this.#stranger(sender);
+    if (stranger !== undefined) throw stranger;
+    const { description, pageSize } = this.details.vmm;
+    const beyond = frames.find((frame) => frame >= description.memory.size / pageSize);
+    if (beyond !== undefined) throw new PagetideError('PT_BAD_ARGUMENT', `the guest has no frame ${beyond}`);
+    const parts = pageSize / TAG_PAGE;
+    const scan = this.#finished ? this.#scan : undefined;
+    const findings = await this.#recheck.run(
+      frames,
+      scan && ((frame) => scan.isAsTagged(frame * parts, parts)),
+      standsStill,
+    );
+    this.changed();
+    return findings;
+  }
+
+  /** Frames for which there was an alarm so far: their page was altered while the guest stood still. */
+  get damagedFrames(): number {
+    return this.#recheck.alarms;
+  }
+
+  get #damage(): PagetideError | undefined {
+    const { damaged } = this.#recheck;
+    return damaged.length > 0 && STANDS_STILL.has(this.state.at) ? damagedPage(damaged) : undefined;
+  }
+
+  #tellDamage(frames: readonly number[]): void {
+    const { migration, guest } = this.state;
+    const error = damagedPage(frames);
+    this.#host.log.fatal({ migration, guest, code: error.code, frames }, error.message);
+  }
+
+  /** Without certificates, and on the control socket, nobody has a name. Until the destination's is known, it is asked to come again. */
+  #stranger(sender: string | undefined): PagetideError | undefined {
+    const { destination } = this.details;
+    if (sender === undefined || sender === destination) return undefined;
+    return new PagetideError('PT_UNAUTHORIZED', `${sender} is not the host that this guest moves to`);
   }
 
   override close(): void {
@@ -272,13 +341,17 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
         this.onVmm(
           async () => {
             const { unixMicros } = await this.#need().pause();
-            this.#pausedAt = unixMicros;
+            // `handing-over` carries it to the journal
+            this.details.pausedAt = unixMicros;
             // what this host knows of the guest's heartbeat; not waited for, the guest stands still
             void this.#need()
               .stats()
-              .then((stats) => (this.#lastStats = stats))
+              .then((stats) => {
+                if (stats === null) return;
+                const { longestGapMs, heartbeats } = stats;
+                this.details.heard = { longestGapMs, ...(heartbeats === undefined ? {} : { heartbeats }) };
+              })
               .catch(() => undefined);
-            this.#prepareMs = Math.max(0, unixMicros / 1000 - this.details.startedAt);
             return { type: 'paused' };
           },
           (error) => ({ type: 'pause-failed', error: asPagetideError(error).toJSON() }),
@@ -322,7 +395,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   }
 
   get #peer(): PeerClient {
-    return (this.#connection ??= this.#host.connectPeer(this.state.peer));
+    return (this.#connection ??= this.#host.connectPeer(this.state.peer, this.details.destination));
   }
 
   #need(): Vmm {
@@ -340,8 +413,29 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       pageSize,
       frames: description.memory.size / pageSize,
       files: files.map(({ path, size, offset }) => ({ path, size, offset })),
+      destination: this.details.destination,
     });
     return undefined;
+  }
+
+  /**
+   * Over TLS: learns who the destination is, by a question that tells it nothing, and has the pages opened to it, before the
+   * token leaves. `handing-over` carries the name to the journal: earlier, a restarted agent takes the guest back.
+   */
+  async #meet(): Promise<void> {
+    if (this.#peer.isSecure && this.details.destination === undefined) await this.#peer.status(this.state.migration);
+    await this.#admit();
+  }
+
+  /** Also after a restart, where the journal is of a version that didn't keep the name: no stream is opened until then. */
+  async #admit(): Promise<void> {
+    const identity = this.#connection?.identity;
+    const { migration } = this.state;
+    if (identity === undefined || this.details.destination !== undefined) return;
+    // an offer that is made from now on has the name; one that is made already, or just now, is told it
+    this.details.destination = identity;
+    await this.vmmSettled();
+    if (this.#host.pageServer.counters(migration) !== undefined) await this.#host.pageServer.admit(migration, identity);
   }
 
   async #send(request: SourceRequest): Promise<void> {
@@ -351,6 +445,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       switch (request) {
         case 'prepare':
           await this.vmmSettled(); // the pages are offered by then
+          await this.#meet();
           status = await this.#peer.prepare({
             ...(await this.#offer()),
             protocol: PEER_PROTOCOL,
@@ -382,6 +477,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     if (this.closed) return;
     this.#unreachable = 0;
     try {
+      await this.#admit();
       if (status.wants !== undefined) await this.#tellManifest(status.wants);
       // Not before the chunks were told that were offered: what is tagged anew after that is sent at the end.
       if (request === 'prepare' && this.#told && this.state.at === 'preparing') await this.#scan?.catchUp();
@@ -564,19 +660,8 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       faultsServed: this.#report?.faults.count ?? remote?.faultsServed ?? 0,
       wireBytes: this.#report?.bytes.wire ?? (counters === undefined ? 0 : counters.bytesIn + counters.bytesOut),
       elapsedMs: Date.now() - this.details.startedAt,
-      note: remote?.note ?? note,
+      note: this.#damage?.message ?? remote?.note ?? note,
     };
-  }
-
-  /** A guest that counts its own gaps carries them along; one whose heartbeats hosts hear has its longest between them. */
-  #longestGap(figures: CompletionFigures): number | null {
-    const { heartbeats, longestGapMs } = this.#lastStats ?? {};
-    const between =
-      heartbeats === undefined || figures.firstBeatAt === undefined
-        ? null
-        : Math.max(0, (figures.firstBeatAt - heartbeats.lastUnixMicros) / 1000);
-    const gaps = [figures.longestGapMs, longestGapMs ?? null, between].filter((gap) => gap !== null);
-    return gaps.length === 0 ? null : Math.max(...gaps);
   }
 
   #countStreams(counters: PageCounters | undefined): void {
@@ -590,27 +675,10 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     // The destination closes its streams once it has every page, with answers still under way that a fault was faster than:
     // the network has carried them. An agent that was restarted has only counted what came after; so the larger one.
     const streams = Math.max(figures.bytes.wire, this.#streamed);
-    return {
-      guest: this.state.guest,
-      mode: this.details.mode,
-      driver: this.details.vmm.driver,
-      verified: figures.verified,
-      frames: figures.frames,
-      bytes: { ...figures.bytes, wire: streams + received + sent },
-      ms: {
-        prepare: round(this.#prepareMs),
-        // Clocks of two hosts: by NTP's grace. Never below zero.
-        downtime: round(Math.max(0, (figures.resumedAt - this.#pausedAt) / 1000)),
-        total: round(Date.now() - this.details.startedAt - figures.verifyMs),
-      },
-      faults: figures.faults,
-      longestGapMs: this.#longestGap(figures),
-    };
+    const { mode, vmm } = this.details;
+    const about = { guest: this.state.guest, mode, driver: vmm.driver };
+    return makeReport(about, this.details, figures, streams + received + sent, Date.now());
   }
-}
-
-function round(ms: number): number {
-  return Math.round(ms * 1000) / 1000;
 }
 
 function givenUp(): PagetideError {

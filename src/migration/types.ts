@@ -42,8 +42,11 @@ export interface MigrationReport {
    * `manifest`, `pages`, `state`: payload of the kinds. `raw`: size of the pages before compression.
    */
   bytes: { wire: number; manifest: number; pages: number; state: number; raw: number };
-  /** `downtime`: from the guest stopped to the guest running, by the VMM's own timestamps where it gives them. */
-  ms: { prepare: number; downtime: number; total: number };
+  /**
+   * `downtime`: from the guest stopped to the guest running, by the VMM's own timestamps where it gives them. `prepare` and
+   * `downtime` are null where nobody knows any more when the guest was stopped.
+   */
+  ms: { prepare: number | null; downtime: number | null; total: number };
   /** Stalls that faults caused. */
   faults: { count: number; p50Us: number; p99Us: number; maxUs: number };
   /** Longest silence of the guest's heartbeat; null where it has none. */
@@ -123,6 +126,15 @@ export interface IncomingStatus {
   /** With `complete`: the same that the destination's own message carried, in case that was lost. */
   figures?: CompletionFigures;
 }
+
+/**
+ * `POST /v1/outgoing/{id}/recheck`: what the source finds when it looks again at a frame of the paused guest. `right`: it is
+ * what the manifest says. `changed`: it isn't, any more. `unknown`: the source can't tell, as it was restarted since.
+ */
+export type Finding = 'right' | 'changed' | 'unknown';
+
+/** Frames that may be asked about at once; of 2 MiB, that is a tenth of a second of one core. */
+export const MOST_DOUBTS = 32;
 
 /** The destination's figures, sent with its completion, from which the source makes the report. */
 export interface CompletionFigures {

@@ -227,6 +227,34 @@ export class GuestTags {
     }
   }
 
+  /**
+   * Reads frames again and compares them with the manifest, which stays as it is: for a guest that stands still.
+   * @param first frame, of 4096 bytes
+   * @returns false where the page of one of them is not that of its tag
+   * @throws PagetideError `PT_CANCELLED` when it is closed meanwhile, and what {@link TagPool.tag} throws
+   */
+  async isAsTagged(first: number, count: number): Promise<boolean> {
+    const found = new Uint8Array(new SharedArrayBuffer(count * TAG_BYTES));
+    for (const file of this.#files) {
+      const from = Math.max(first, file.first);
+      const frames = Math.min(first + count, file.first + file.frames) - from;
+      if (frames <= 0) continue;
+      if (this.#closed) throw new PagetideError('PT_CANCELLED', 'tagging was cancelled');
+      const tagging = this.#pool.tag({
+        key: this.#key,
+        fd: file.fd,
+        fileOffset: (from - file.first) * TAG_PAGE,
+        first: 0,
+        count: frames,
+        tags: found.subarray((from - first) * TAG_BYTES),
+        signal: this.#abort.signal,
+      });
+      this.#tagging = tagging.catch(() => undefined);
+      await tagging;
+    }
+    return Buffer.compare(found, this.manifest.tags.subarray(first * TAG_BYTES, (first + count) * TAG_BYTES)) === 0;
+  }
+
   /** Takes the guest out of the resident index, and lists nothing of it any more. When this returns, nobody reads from it. */
   unlist(): void {
     for (const file of this.#files) {

@@ -22,6 +22,8 @@ export class LiveOffer implements StreamOwner {
   readonly files: MemoryFiles;
   readonly counters: Float64Array;
   readonly log: Buffer[] = [];
+  /** See {@link Offer.destination}. */
+  destination: string | undefined;
   readonly #streams = new Set<OwnedStream>();
   #mapped = false;
   #state: StateEncoder | undefined;
@@ -35,6 +37,7 @@ export class LiveOffer implements StreamOwner {
     this.tokenDigest = tokenDigest(offer.token);
     this.files = MemoryFiles.open(offer.files, offer.frames, offer.pageSize);
     this.counters = new Float64Array(counters);
+    this.destination = offer.destination;
   }
 
   count(counter: number, by = 1): void {

@@ -16,7 +16,13 @@ import { DemandStream } from './server-demand.ts';
 import { BulkWriter, type BulkParts } from './server-bulk.ts';
 import { FillStream } from './server-fill.ts';
 import { TagStream } from './server-tags.ts';
-import type { FromThread, PageServerSettings, Request, SharedDomain } from './server-messages.ts';
+import {
+  Counter,
+  type FromThread,
+  type PageServerSettings,
+  type Request,
+  type SharedDomain,
+} from './server-messages.ts';
 import { StateStream } from './server-state.ts';
 import { NONCE_HEADER, PROOF_HEADER, proof } from './tag-proof.ts';
 import { secureListener } from './tls-listener.ts';
@@ -111,6 +117,9 @@ export class PageServerThread {
         }
         this.#offers.set(request.offer.migration, new LiveOffer(request.offer, request.counters));
         return;
+      case 'admit':
+        this.#offer(request.migration).destination = request.destination;
+        return;
       case 'withdraw':
         this.#withdraw(request.migration);
         return;
@@ -187,7 +196,7 @@ export class PageServerThread {
         return;
       }
       const wanted = parseUpgrade(request.url ?? '', request.headers);
-      this.#open(wanted, this.#authorize(wanted), socket, head);
+      this.#open(wanted, this.#authorize(wanted, socket), socket, head);
     } catch (thrown) {
       const refused = thrown instanceof UpgradeRefused ? thrown : new UpgradeRefused(asPagetideError(thrown));
       refuse(socket, refused);
@@ -207,7 +216,7 @@ export class PageServerThread {
     new TagStream(domain, socket, this.#bulk, host, of);
   }
 
-  #authorize({ migration, token }: UpgradeRequest): LiveOffer {
+  #authorize({ migration, token }: UpgradeRequest, socket: Socket): LiveOffer {
     const offer = this.#offers.get(migration);
     if (offer === undefined)
       throw new UpgradeRefused(new PagetideError('PT_MIGRATION_UNKNOWN', 'that migration is not offered here'));
@@ -216,7 +225,22 @@ export class PageServerThread {
         new PagetideError('PT_UNAUTHORIZED', 'that token does not open the page streams of this migration'),
       );
     }
+    this.#checkDestination(offer, socket);
     return offer;
+  }
+
+  /**
+   * Over TLS the pages of a guest are for the host alone that it moves to: another host of the cluster may have read the
+   * token, in a journal or a core file. Only who has the token is worth a line in the log.
+   */
+  #checkDestination(offer: LiveOffer, socket: Socket): void {
+    if (this.#settings.credentials === undefined) return;
+    const name = peerIdentity(socket);
+    if (name !== undefined && name === offer.destination) return;
+    const error = new PagetideError('PT_UNAUTHORIZED', `${name} is not the host that this guest moves to`);
+    offer.count(Counter.errors);
+    this.#post({ type: 'refused', error: error.toJSON(), from: socket.remoteAddress ?? '' });
+    throw new UpgradeRefused(error);
   }
 
   #open({ channel }: UpgradeRequest, offer: LiveOffer, socket: Socket, head: Buffer): void {

@@ -130,7 +130,7 @@ export class PageServer {
   }
 
   /**
-   * Opens a guest's memory to whoever knows the token. The files are opened now, once, and read by `pread` only.
+   * Opens a guest's memory to whoever knows the token; over TLS, to its destination alone. The files are opened now, once, and read by `pread` only.
    * @throws PagetideError `PT_BAD_ARGUMENT`, `PT_MEMORY_FILE`
    */
   async offer(offer: Offer): Promise<void> {
@@ -141,6 +141,14 @@ export class PageServer {
     const counters = new SharedArrayBuffer(COUNTERS * 8);
     await this.#ask({ type: 'offer', offer, counters });
     this.#counters.set(offer.migration, counters);
+  }
+
+  /**
+   * Over TLS: opens a migration's streams to the host of that name, and to no other.
+   * @throws PagetideError `PT_MIGRATION_UNKNOWN`
+   */
+  admit(migration: string, destination: string): Promise<void> {
+    return this.#ask({ type: 'admit', migration, destination });
   }
 
   /** Closes a migration's connections and files. Idempotent. Resolves to its last counters, or undefined if it was unknown. */

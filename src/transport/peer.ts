@@ -11,7 +11,7 @@ import {
   type DomainCheckIn,
   type DomainOffer,
 } from '../domains/messages.ts';
-import type { CompletionFigures, IncomingStatus, PrepareRequest } from '../migration/types.ts';
+import type { CompletionFigures, Finding, IncomingStatus, PrepareRequest } from '../migration/types.ts';
 import { originOf, refusal, unreachable } from './page-connect.ts';
 import { isMigrationId } from './upgrade.ts';
 import { WireBytes } from './wire-bytes.ts';
@@ -38,11 +38,16 @@ export interface PeerOptions {
   workMs?: number;
   /** For an https:// URL; those of the process by default. */
   credentials?: Credentials | undefined;
-  /** The name that the other agent's certificate must have: a connection to anybody else is given up before anything is said. */
+  /**
+   * The name that the other agent's certificate must have: a connection to anybody else is given up before anything is said.
+   * Without it the first connection settles who that is.
+   */
   expect?: string | undefined;
   /** The control socket of another agent of this user, instead of its port; `url` is only its name then. */
   socketPath?: string | undefined;
 }
+
+const FINDINGS: readonly unknown[] = ['right', 'changed', 'unknown'] satisfies Finding[];
 
 interface CallOptions {
   signal?: AbortSignal | undefined;
@@ -60,6 +65,7 @@ export class PeerClient {
   readonly #workMs: number;
   readonly #live = new Set<WireBytes>();
   #identity: string | undefined;
+  #expect: string | undefined;
   #received = 0;
   #sent = 0;
 
@@ -67,6 +73,7 @@ export class PeerClient {
   constructor(url: string, options: PeerOptions = {}) {
     const { connectMs = 3_000, answerMs = 10_000, workMs = 120_000, credentials = ownCredentials() } = options;
     const { expect, socketPath } = options;
+    this.#expect = expect;
     this.origin = socketPath === undefined ? originOf(url, credentials) : url;
     this.#answerMs = answerMs;
     this.#workMs = workMs;
@@ -89,7 +96,9 @@ export class PeerClient {
           this.#watch(socket);
           try {
             this.#identity = peerIdentity(socket);
-            checkIdentity(this.origin, this.#identity, expect);
+            checkIdentity(this.origin, this.#identity, this.#expect);
+            // an address may get into other hands, whose word must not count as that of the first
+            this.#expect = this.#identity;
           } catch (untrusted) {
             socket.destroy();
             done(untrusted as Error, null);
@@ -106,7 +115,12 @@ export class PeerClient {
     });
   }
 
-  /** The name in the other agent's certificate, as of the last connection; undefined before, and over plain HTTP. */
+  /** Whether the other agent has to show a certificate. */
+  get isSecure(): boolean {
+    return this.origin.startsWith('https:');
+  }
+
+  /** The name in the other agent's certificate, the same on all connections; undefined before the first, and over plain HTTP. */
   get identity(): string | undefined {
     return this.#identity;
   }
@@ -151,6 +165,12 @@ export class PeerClient {
   async complete(migration: string, epoch: number, figures: CompletionFigures, options?: CallOptions): Promise<void> {
     const path = `/v1/outgoing/${checked(migration)}/complete`;
     await this.#call('POST', path, { epoch, figures }, this.#answerMs, options);
+  }
+
+  /** The source is to look again at frames whose page came as another than its tag's; resolves to a finding for each. */
+  async recheck(migration: string, epoch: number, frames: number[], options?: CallOptions): Promise<Finding[]> {
+    const path = `/v1/outgoing/${checked(migration)}/recheck`;
+    return findings(await this.#call('POST', path, { epoch, frames }, this.#answerMs, options), frames.length);
   }
 
   /** Whether the other agent has that domain. */
@@ -268,6 +288,13 @@ function checkIdentity(origin: string, identity: string | undefined, expected: s
   throw new PagetideError('PT_PEER_UNTRUSTED', `${origin} is ${identity ?? 'nobody known'}, not ${expected}`, {
     hint: 'Check the address, and that the certificate there is that of the host that is meant.',
   });
+}
+
+function findings(json: unknown, count: number): Finding[] {
+  const { findings: found } = (typeof json === 'object' && json !== null ? json : {}) as { findings?: unknown };
+  if (!Array.isArray(found) || found.length !== count || !found.every((finding) => FINDINGS.includes(finding)))
+    throw new PagetideError('PT_PEER_FAILED', 'the other agent did not say what it found of each frame');
+  return found as Finding[];
 }
 
 function grants(domain: string): string {

@@ -21,6 +21,11 @@ export interface Offer {
   /** Frames of the guest: the files' sizes / page size. */
   frames: number;
   files: OfferedFile[];
+  /**
+   * The name in the destination's certificate: over TLS nobody else opens the streams, token or not, and nobody at all while
+   * it isn't known ({@link PageServer.admit}). Means nothing on a plain port, where nobody has a name.
+   */
+  destination?: string | undefined;
 }
 
 /** A domain whose pages other hosts may have by tag. */
@@ -54,6 +59,7 @@ export interface PageServerSettings {
 /** Requests of the main thread; each is answered by a {@link Reply} with the same `id`. */
 export type Request =
   | { id: number; type: 'offer'; offer: Offer; counters: SharedArrayBuffer }
+  | { id: number; type: 'admit'; migration: string; destination: string }
   | { id: number; type: 'withdraw'; migration: string }
   | { id: number; type: 'share'; domain: SharedDomain }
   | { id: number; type: 'unshare'; domain: string }

@@ -165,6 +165,12 @@ const CASES: Case[] = [
     call: ['completeOutgoing', ID, 7, figures()],
     answer: undefined,
   },
+  {
+    path: `/v1/outgoing/${ID}/recheck`,
+    sending: { body: { epoch: 7, frames: [3, 9] } },
+    call: ['recheckOutgoing', ID, 7, [3, 9]],
+    answer: { findings: ['right', 'right'] },
+  },
 ];
 
 void t.test('every route calls its method and gives its answer', async (t) => {

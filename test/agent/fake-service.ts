@@ -229,6 +229,8 @@ export class FakeService implements AgentService {
     this.#promised('abortIncoming', [id, epoch], () => this.#incoming('refused', epoch));
   completeOutgoing = (id: string, epoch: number, sent: CompletionFigures) =>
     this.#promised('completeOutgoing', [id, epoch, sent], () => undefined);
+  recheckOutgoing = (id: string, epoch: number, frames: number[]) =>
+    this.#promised('recheckOutgoing', [id, epoch, frames], () => frames.map(() => 'right' as const));
 
   readonly domains: AgentDomains = {
     list: () => this.#called('domains.list', [], () => [domainInfo('shop')]),

@@ -46,6 +46,15 @@ void t.test('--json: nothing but the report on standard output', async (t) => {
   t.match(JSON.parse(bad.stderr.trim().split('\n').at(-1)!), { code: 'PT_VERIFY_FAILED' });
 });
 
+void t.test('times that nobody knows any more', async (t) => {
+  const { service, socket } = await startApi(t);
+  const ms = { prepare: null, downtime: null, total: 1900 };
+  service.migration = migrationInfo('done', { report: { ...report, ms } });
+  const { code, stdout } = await startCli(t, ['migrate', 'web1', '--to', TO, '--agent', `unix:${socket}`]).finished;
+  t.equal(code, 0);
+  t.match(stdout, /time +total 1900 ms, prepare not known, downtime not known\n/);
+});
+
 void t.test('a migration that fails ends in its error', async (t) => {
   const { service, socket } = await startApi(t);
   const cli = startCli(t, ['migrate', 'web1', '--to', TO, '--agent', `unix:${socket}`]);

@@ -3,11 +3,11 @@ import { readdirSync } from 'node:fs';
 import t from 'tap';
 import { checkAll, untilSettled } from '../support/chaos-checks.ts';
 import { ends, guestsOf, MIB, NAME, pair } from '../support/crash-pair.ts';
-import { begin, until } from '../support/migrate.ts';
+import { begin, reportFaults, until } from '../support/migrate.ts';
 
 for (const state of ['preparing', 'handing-over', 'gone']) {
   void t.test(`the source at '${state}'`, { timeout: 200_000 }, async (t) => {
-    const two = await pair(t);
+    const two = await pair(t, { fill: { bandwidth: 8 * MIB } });
     void begin(two.source, two.destination, NAME).catch(() => undefined);
     await two.record('source', state);
     await two.source.kill();
@@ -15,7 +15,11 @@ for (const state of ['preparing', 'handing-over', 'gone']) {
     await untilSettled(two.cluster.agents, 60_000);
     const { owner } = await checkAll(two.cluster, NAME, 0);
     if (state === 'preparing') t.equal(owner.name, 'a');
-    if (state === 'gone' || state === 'released') t.equal(owner.name, 'b');
+    if (state === 'gone') t.equal(owner.name, 'b');
+    if (owner.name !== 'b') return;
+    // when the guest was stopped, the agent that died knew: no later one can ask
+    const [info] = await two.source.client.listMigrations();
+    t.strictSame(reportFaults(info?.report), []);
   });
 }
 

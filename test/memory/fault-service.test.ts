@@ -383,3 +383,59 @@ void t.test('a fault on a frame that the fill dealt with between look and instal
   t.ok(b.session.now < 1000 * 10, 'not parked');
   t.equal(FAKE_PAGE, b.session.pageSize);
 });
+
+void t.test('pages that are not those of their tags: each told, once, and never installed', async (t) => {
+  const session = new FakeSession(16);
+  const events: FaultServiceEvent[] = [];
+  const wrong = new Set([3, 5]);
+  const asked: number[] = [];
+  const service = new FaultService({
+    session,
+    serving: new Serving(),
+    demand: { request: (frame) => asked.push(frame) > 0 },
+    named: {
+      verify: (frame) => !wrong.has(frame),
+      isZero: () => false,
+      install: () => Outcome.Absent,
+      next: (frame) => frame,
+      ring: (frame) => frame,
+      keep: () => undefined,
+      keeps: false,
+    },
+    spinMicros: 0,
+    onEvent: (event) => events.push(event),
+  });
+  const ended = service.run();
+  t.teardown(async () => {
+    session.stop();
+    await ended;
+  });
+  const answerAll = (): void => {
+    for (const frame of asked.splice(0)) service.answer(frame, pageOf(frame), 0, false);
+  };
+  session.touch(3, 4, 5);
+  await until('asked', () => asked.length === 3);
+  for (let again = 0; again < 3; again++) {
+    answerAll();
+    await until('asked again', () => wrong.size === asked.length);
+  }
+  t.match(
+    events.map((event) => [event.event, event.frame]),
+    [
+      ['trouble', 3],
+      ['trouble', 5],
+    ],
+  );
+  t.same([session.installs[3], session.installs[4], session.installs[5]], [0, 1, 0]);
+  t.same([...session.asleep.keys()].sort(), [3, 5], 'their threads sleep on');
+  wrong.delete(3);
+  answerAll();
+  await until('served', () => session.installs[3] === 1);
+  await until('asked again', () => asked.includes(5));
+  answerAll();
+  t.equal(events.length, 2);
+  wrong.clear();
+  await until('asked again', () => asked.includes(5));
+  answerAll();
+  await until('served', () => session.asleep.size === 0);
+});

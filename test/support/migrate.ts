@@ -77,7 +77,8 @@ export function reportFaults(report: MigrationReport | undefined): string[] {
     [pages <= raw && (raw === 0 || pages > 0), `${pages} bytes of pages for ${raw} raw`],
     [wire >= pages + manifest + state, `${wire} bytes on the wire, but ${pages} + ${manifest} + ${state} carried`],
     [manifest > 0 && state > 0, `manifest of ${manifest} bytes, state of ${state}`],
-    [downtime >= 0 && downtime <= ms && prepare >= 0 && prepare <= ms, `${prepare}, ${downtime} and ${ms} ms`],
+    [prepare !== null && prepare >= 0 && prepare <= ms, `${prepare} ms of ${ms} ms to prepare`],
+    [downtime !== null && downtime >= 0 && downtime <= ms, `${downtime} ms of ${ms} ms downtime`],
     [p50Us <= p99Us && p99Us <= maxUs, `stalls of ${p50Us}, ${p99Us}, ${maxUs} µs`],
     [count >= 0, `${count} faults`],
   ];

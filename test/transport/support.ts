@@ -47,12 +47,13 @@ export interface Source {
   folder: string;
 }
 
-/** A page server with one guest on offer. */
+/** A page server with one guest on offer; over TLS to `destination`. */
 export async function source(
   t: Test,
   frames = 256,
   migration = 'm1',
   options: Partial<PageServerOptions> = {},
+  destination?: string,
 ): Promise<Source> {
   const path = folder(t);
   const server = await PageServer.start({
@@ -71,6 +72,7 @@ export async function source(
     pageSize: PAGE,
     frames,
     files: [{ path: file, size: bytes.length, offset: 0 }],
+    destination,
   });
   return { server, url: server.address().url, file, bytes, frames, folder: path };
 }

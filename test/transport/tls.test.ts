@@ -16,7 +16,7 @@ const hostA = await cluster.host('host-a');
 const hostB = await cluster.host('host-b');
 
 void t.test('pages, batches and their order, over TLS', async (t) => {
-  const from = await source(t, 256, 'm1', { credentials: hostA });
+  const from = await source(t, 256, 'm1', { credentials: hostA }, 'host-b');
   t.match(from.url, /^https:/);
   const collector = new PageCollector();
   const demand = await open(t, from, 'demand', collector.handlers, { credentials: hostB, direct: true });
@@ -39,7 +39,7 @@ void t.test('pages, batches and their order, over TLS', async (t) => {
 });
 
 void t.test('bytes are those of the network, TLS and handshake included', async (t) => {
-  const from = await source(t, 64, 'm1', { credentials: hostA });
+  const from = await source(t, 64, 'm1', { credentials: hostA }, 'host-b');
   // counts outside the program
   const { port } = from.server.address();
   let [up, down] = [0, 0];
@@ -123,6 +123,56 @@ void t.test('who is not let in, told to both sides', async (t) => {
     t.teardown(() => peer.close());
     await t.rejects(peer.status(ID), { code: 'PT_PEER_UNTRUSTED', message: why }, `${name}: messages`);
   }
+});
+
+void t.test('pages of a guest are for the host alone that it moves to', async (t) => {
+  const hostC = await cluster.host('host-c');
+  const refusals: PagetideError[] = [];
+  const from = await source(t, 4, 'm1', { credentials: hostA });
+  from.server.onRefused((error) => refusals.push(error));
+  const refused = { code: 'PT_UNAUTHORIZED' } as const;
+  const tell = async (credentials: Credentials, what: string): Promise<void> => {
+    const before = [refusals.length, from.server.counters('m1')!.errors];
+    for (const channel of ['demand', 'fill', 'state'] as const)
+      await t.rejects(open(t, from, channel, {}, { credentials }), refused, `${what}, ${channel}`);
+    await until(() => refusals.length === before[0]! + 3);
+    t.equal(from.server.counters('m1')!.errors, before[1]! + 3, `${what}: counted`);
+  };
+  await tell(hostB, 'before the destination is known');
+  t.match(refusals[0], { code: 'PT_UNAUTHORIZED', message: /^host-b is not the host/ });
+  await from.server.admit('m1', 'host-b');
+  await tell(hostC, 'another host of the cluster that has the token');
+  await tell(hostA, 'the source itself');
+  // who lacks the token is no news: anybody in the cluster may knock
+  await t.rejects(open(t, from, 'demand', {}, { credentials: hostC, token: 'x'.repeat(16) }), refused);
+  t.equal(refusals.length, 9);
+  const collector = new PageCollector();
+  const demand = await open(t, from, 'demand', collector.handlers, { credentials: hostB });
+  t.ok(demand.requestPage(1));
+  await collector.answers(1);
+  t.ok(collector.pages.has(1));
+  await t.rejects(from.server.admit('m2', 'host-b'), { code: 'PT_MIGRATION_UNKNOWN' });
+});
+
+void t.test('an address that gets into other hands: a client stays with who answered first', async (t) => {
+  const served = async (credentials: Credentials, port: number) => {
+    const from = await source(t, 1, 'm1', { credentials, port });
+    const api = createServer((_request, response) => {
+      response.setHeader('content-type', 'application/json');
+      response.end(JSON.stringify({ migration: ID, epoch: 1, state: 'refused' }));
+    });
+    await new Promise<void>((resolve) => api.listen(join(from.folder, 'control'), resolve));
+    t.teardown(() => api.close());
+    return from;
+  };
+  const first = await served(hostB, 0);
+  const peer = new PeerClient(first.url, { credentials: hostA });
+  t.teardown(() => peer.close());
+  await peer.status(ID);
+  t.equal(peer.identity, 'host-b');
+  await first.server.close();
+  await served(await cluster.host('host-c'), first.server.address().port);
+  await t.rejects(peer.status(ID), { code: 'PT_PEER_UNTRUSTED', message: /is host-c, not host-b/ });
 });
 
 void t.test('a server that is not trusted', async (t) => {

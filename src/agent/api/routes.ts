@@ -295,8 +295,25 @@ function addPeerRoutes(app: TypedApp, service: AgentService): void {
       },
     },
     async (request, reply) => {
-      await service.completeOutgoing(request.params.id, request.body.epoch, request.body.figures);
+      const { epoch, figures } = request.body;
+      await service.completeOutgoing(request.params.id, epoch, figures, request.peer);
       return reply.code(204).send(null);
+    },
+  );
+  app.post(
+    '/v1/outgoing/:id/recheck',
+    {
+      schema: {
+        tags,
+        summary: 'Pages came that are not those of their tags: the source looks at them again',
+        params: idParams,
+        body: s.recheckBody,
+        response: { 200: s.recheckAnswer, ...failure },
+      },
+    },
+    async (request) => {
+      const { epoch, frames } = request.body;
+      return { findings: await service.recheckOutgoing(request.params.id, epoch, frames, request.peer) };
     },
   );
 }

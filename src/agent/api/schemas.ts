@@ -7,7 +7,13 @@ import { z } from 'zod';
 import { ERROR_CODES, type ErrorCode, type ErrorJson } from '../../errors.ts';
 import type { GuestDescription, GuestStats, VerifyResult } from '../../guests/driver.ts';
 import { MOST_FRAMES } from '../../pages/manifest.ts';
-import type { CompletionFigures, IncomingStatus, MigrationInfo, PrepareRequest } from '../../migration/types.ts';
+import {
+  MOST_DOUBTS,
+  type CompletionFigures,
+  type IncomingStatus,
+  type MigrationInfo,
+  type PrepareRequest,
+} from '../../migration/types.ts';
 import { MIGRATION_PATTERN, NAME_PATTERN } from '../names.ts';
 import type { Kept } from '../../pages/keep-task.ts';
 import type {
@@ -278,7 +284,7 @@ export const migrationReport = z
     verified: z.boolean().nullable(),
     frames: frameClasses,
     bytes,
-    ms: z.object({ prepare: figure, downtime: figure, total: figure }),
+    ms: z.object({ prepare: figure.nullable(), downtime: figure.nullable(), total: figure }),
     faults: stalls,
     longestGapMs: figure.nullable(),
   })
@@ -368,6 +374,15 @@ export const incomingStatus = z
 export const epochBody = z.strictObject({ epoch });
 
 export const completeBody = z.strictObject({ epoch, figures: completionFigures });
+
+export const recheckBody = z.strictObject({
+  epoch,
+  frames: z.array(z.int().nonnegative()).max(MOST_DOUBTS).meta({ description: 'All that are in doubt now.' }),
+});
+
+export const recheckAnswer = z.object({
+  findings: z.array(z.enum(['right', 'changed', 'unknown'])).meta({ description: 'Of each frame, in order.' }),
+});
 
 // Compile-time only: each schema gives exactly the declared type, neither less nor more.
 type Same<A, B> = [A] extends [B] ? ([B] extends [A] ? true : false) : false;
