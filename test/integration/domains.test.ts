@@ -53,8 +53,8 @@ const secretAt = (agent: TestAgent, domain: string): string => readFileSync(keyF
 async function forgotten(agent: TestAgent, domain: string): Promise<boolean> {
   const domains = await agent.client.listDomains();
   if (domains.some(({ name }) => name === domain)) return false;
-  const { used } = await agent.client.cacheInfo();
-  return used === 0 && !readdirSync(join(agent.state, 'domains')).includes(`${domain}.key`);
+  const { cache } = await agent.client.cacheInfo();
+  return cache?.used === 0 && !readdirSync(join(agent.state, 'domains')).includes(`${domain}.key`);
 }
 
 /** Every file below a folder that can be read, but for those that are to hold the secret. */
@@ -190,7 +190,7 @@ void t.test('a removed domain is gone at every host, and one of the same name is
   t.match((await migrate(b, c, 'web')).last.progress, { phase: 'done' });
   await until('pages are kept at each', async () => {
     const all = await Promise.all([a, b, c].map(({ client }) => client.cacheInfo()));
-    return all.every(({ used }) => used > 1000);
+    return all.every(({ cache }) => cache!.used > 1000);
   });
   const old = secretAt(a, 'shop');
   await startGuest(a, 'local', alike, 'shop');

@@ -74,6 +74,13 @@ void t.test('a sibling that runs there has most of the pages', { skip }, async (
   const data = warm.frames.total - warm.frames.zero;
   t.ok(warm.frames.resident > data * 0.7, `${warm.frames.resident} of ${data} frames from the sibling`);
   t.equal(warm.frames.cache, 0, 'there is no cache');
+  const { cache, resident } = await b.client.cacheInfo();
+  t.equal(cache, undefined);
+  t.ok(resident!.hits >= warm.frames.resident && resident!.listed > data * 0.7, JSON.stringify(resident));
+  const metrics = await (await fetch(`${b.url}/metrics`)).text();
+  t.match(metrics, /^pagetide_resident_files [12]$/m);
+  t.match(metrics, /^pagetide_resident_frames\{kind="listed"\} [1-9]/m);
+  t.match(metrics, new RegExp(`^pagetide_resident_events_total\\{event="hits"\\} ${resident!.hits}$`, 'm'));
   t.ok(warm.bytes.wire < cold.bytes.wire / 2, `${warm.bytes.wire} bytes, ${cold.bytes.wire} at first`);
   t.same(await guestFaults(b, 'first'), [], 'the sibling is as it was');
   for (const guest of ['stranger', 'loner']) {
