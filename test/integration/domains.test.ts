@@ -270,6 +270,29 @@ void t.test('while a guest of it arrives, a domain is not forgotten', async (t) 
   await until('and a knows', async () => (await a.client.showDomain('shop')).grants.length === 0);
 });
 
+void t.test('while a guest of it leaves, a domain is neither forgotten nor removed', async (t) => {
+  const { agent } = await trusted(t);
+  const [a, b] = await Promise.all([
+    agent('a', { fill: { bandwidth: 2 ** 20 }, domains: { contactMs: 200 } }),
+    agent('b', { domains: { contactMs: 200 } }),
+  ]);
+  await a.client.createDomain('shop');
+  await a.client.grantDomain('shop', b.url);
+  await startGuest(b, 'web', alike, 'shop');
+  const id = await begin(b, a, 'web');
+  await reaches(b.client, id, 'serving');
+  const inUse = { code: 'PT_DOMAIN_IN_USE', message: /'web'/ };
+  await t.rejects(b.client.removeDomain('shop'), inUse, 'at the source');
+  await t.rejects(a.client.removeDomain('shop'), inUse, 'at the destination');
+  t.match((await a.client.revokeDomain('shop', 'host-b')).grants, [{ state: 'revoking', error: inUse }]);
+  const { last } = await follow(b.client, id);
+  t.match(last, { progress: { phase: 'done' }, report: { verified: true } }, JSON.stringify(last.error));
+  await until('it is forgotten then', () => forgotten(b, 'shop'));
+  // and while it runs: a home whose guest is away may not remove it under the guest
+  await t.rejects(a.client.removeDomain('shop'), inUse, 'while the guest runs');
+  t.same(await guestFaults(a, 'web'), []);
+});
+
 void t.test('who is not granted it, not of the cluster, expired, or nobody gets nothing', async (t) => {
   const { made, trust, agent } = await trusted(t);
   const [a, b] = await Promise.all([agent('a'), agent('b')]);
