@@ -2,6 +2,7 @@
  * Which guests of this host are watched (../pages/guest-watch.ts): those of a domain that run here and are in no migration.
  *
  *   guest made, attached, found again, arrived to its end ──► follow ──► watched: its pages are in the resident index
+ *        what its memory was when it began to run here is listed at once, as a guess
  *   guest removed, ended, its domain gone ──────────────────► follow ──► closed: nothing is left in guest nor index
  *   guest leaves ───────────────────────────────────────────► handOver ─► its migration has tags and tracker, the index nothing
  *   migration given up ──► its scan closed ─────────────────► follow ──► watched anew
@@ -29,6 +30,7 @@ import { isAlive } from '../guests/process.ts';
 import type { Domain } from '../migration/domains.ts';
 import type { SharedPages } from '../migration/shared-pages.ts';
 import type { GuestTags } from '../pages/guest-tags.ts';
+import { Manifest } from '../pages/manifest.ts';
 import { GuestWatch, type WatchSettings } from '../pages/guest-watch.ts';
 import type { TagPool } from '../pages/tag-pool.ts';
 
@@ -74,6 +76,8 @@ export class GuestWatches {
   readonly #parts: GuestWatchesParts;
   /** By VMM, not by name: another guest of that name is another guest. */
   readonly #watched = new Map<Vmm, Watched>();
+  /** What guests came with that are not watched yet. */
+  readonly #arrived = new Map<Vmm, { domain: number; manifest: Manifest }>();
   readonly #ending = new Set<Promise<unknown>>();
   #closed = false;
 
@@ -83,12 +87,13 @@ export class GuestWatches {
 
   /** Brings what is watched in line with the guests that are here: all of them. */
   follow(guests: readonly FollowedGuest[]): void {
-    if (this.#closed || this.#parts.settings.cpu === 0) return;
+    if (this.#idle) return;
     const domains = new Map<Vmm, Domain>();
     for (const { vmm } of guests) {
       const domain = this.#parts.shared.domain(vmm.record.domain);
       if (domain !== undefined) domains.set(vmm, domain);
     }
+    for (const vmm of this.#arrived.keys()) if (!domains.has(vmm)) this.#arrived.delete(vmm);
     for (const [vmm, { domain }] of this.#watched) if (domains.get(vmm)?.id !== domain.id) this.#end(vmm);
     for (const { name, vmm, free } of guests) {
       const domain = domains.get(vmm);
@@ -98,6 +103,17 @@ export class GuestWatches {
       this.#watched.set(vmm, watched);
       this.#begin(vmm, watched);
     }
+  }
+
+  /**
+   * The manifest that a guest came with, for when it is watched. It has run since, and nobody has tracked its writes: guesses, good
+   * enough for the resident index.
+   */
+  arrived(vmm: Vmm, domain: number, { frames, tags }: Manifest): void {
+    if (this.#idle) return;
+    const manifest = new Manifest(frames);
+    manifest.tags.set(tags);
+    this.#arrived.set(vmm, { domain, manifest });
   }
 
   /**
@@ -122,8 +138,13 @@ export class GuestWatches {
   /** Ends them all. Idempotent. */
   async close(): Promise<void> {
     this.#closed = true;
+    this.#arrived.clear();
     for (const vmm of [...this.#watched.keys()]) this.#end(vmm);
     await Promise.all(this.#ending);
+  }
+
+  get #idle(): boolean {
+    return this.#closed || this.#parts.settings.cpu === 0;
   }
 
   #begin(vmm: Vmm, watched: Watched): void {
@@ -131,6 +152,8 @@ export class GuestWatches {
     const { guest, domain } = watched;
     const { resident: index } = shared;
     watched.wellSince = undefined;
+    const came = this.#arrived.get(vmm);
+    this.#arrived.delete(vmm);
     let watch: GuestWatch;
     try {
       watch = new GuestWatch({
@@ -141,6 +164,7 @@ export class GuestWatches {
         settings,
         tracking: () => vmm.tracking?.() ?? Promise.resolve('hints'),
         ...(index === undefined ? {} : { resident: { index, domain: domain.id } }),
+        ...(came?.domain === domain.id ? { guesses: came.manifest } : {}),
       });
     } catch (error) {
       this.#failed(vmm, watched, asPagetideError(error));

@@ -121,7 +121,8 @@ export class GuestWatch {
   async #run(): Promise<PagetideError | undefined> {
     let failure: PagetideError | undefined;
     try {
-      await this.#tags.track();
+      if (this.#options.guesses !== undefined) await this.#tags.listGuesses(this.#pace);
+      if (!this.#stopped) await this.#tags.track();
       this.#slowAt = Date.now() + this.#settings.slowMs;
       while (!this.#stopped) {
         if (await this.#pass()) {
