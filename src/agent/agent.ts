@@ -135,10 +135,11 @@ export class Agent implements AgentService {
     const infos = await this.listGuests();
     this.#metrics.setGuests(infos.map(({ state }) => state));
     this.#metrics.faultWorkersBusy.set(this.#host.pools.busy);
-    const { cache } = this.#host.shared;
+    const { cache, resident } = this.#host.shared;
     if (cache !== undefined) this.#metrics.setCache(cache.stats());
     this.#metrics.setPeers(this.#host.pageServer.tagCounters());
     this.#metrics.setMismatches(this.#mismatches());
+    if (resident !== undefined) this.#metrics.setResident(resident.stats());
     return this.#metrics.text();
   }
 

@@ -1,4 +1,4 @@
-/** What operators ask of the agent's cache. */
+/** What operators ask of the agent's cache, and of the resident index. */
 import { isAbsolute } from 'node:path';
 import { PagetideError } from '../errors.ts';
 import type { SharedPages } from '../migration/shared-pages.ts';
@@ -19,9 +19,14 @@ export class CacheService {
     this.#path = path;
   }
 
-  /** @throws PagetideError `PT_NO_CACHE` */
+  /** Also of an agent that has no cache: its guests may be of use to each other. */
   stats(): CacheInfo {
-    return { path: this.#path, ...this.#need().stats(), chunks: this.#shared.chunks.size };
+    const { cache, resident, chunks } = this.#shared;
+    return {
+      ...(cache === undefined ? {} : { cache: { path: this.#path, ...cache.stats() } }),
+      ...(resident === undefined ? {} : { resident: resident.stats() }),
+      chunks: chunks.size,
+    };
   }
 
   /** Erases every page; returns how many. @throws PagetideError `PT_NO_CACHE`, `PT_CACHE_FILE` */

@@ -190,6 +190,7 @@ function migrationHost(config: AgentConfig, parts: Parts): MigrationHost {
     tagPool,
     shared,
     watched: (vmm, domain) => watches.handOver(vmm, domain),
+    arrived: (vmm, domain, manifest) => watches.arrived(vmm, domain, manifest),
     url,
     settings: {
       spinMicros,

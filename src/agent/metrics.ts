@@ -1,6 +1,7 @@
 /** What an agent tells Prometheus. Callers change the fields; `text()` is what `GET /metrics` answers. */
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client';
 import type { CacheStats } from '../pages/cache.ts';
+import type { ResidentStats } from '../pages/resident.ts';
 import type { PageCounters } from '../transport/page-server.ts';
 import type { GuestState } from './service.ts';
 
@@ -99,6 +100,28 @@ export function createMetrics(options: MetricsOptions = {}) {
     labelNames: ['direction'] as const,
     registers,
   });
+  const residentFiles = new Gauge({
+    name: 'pagetide_resident_files',
+    help: 'Memory files of guests in the resident index',
+    registers,
+  });
+  const residentFrames = new Gauge({
+    name: 'pagetide_resident_frames',
+    help: 'Frames of guests in the resident index, by kind (all; listed under a tag; different tags among those)',
+    labelNames: ['kind'] as const,
+    registers,
+  });
+  const residentBytes = new Gauge({
+    name: 'pagetide_resident_index_bytes',
+    help: 'Memory that the resident index takes',
+    registers,
+  });
+  const residentEvents = new Counter({
+    name: 'pagetide_resident_events_total',
+    help: 'Lookups in the resident index (hits, misses), and frames found to hold another page by then (stale)',
+    labelNames: ['event'] as const,
+    registers,
+  });
   const alarms = new Counter({
     name: 'pagetide_alarms_total',
     help: 'Things that must never happen, by kind: any increase wants a person',
@@ -146,6 +169,15 @@ export function createMetrics(options: MetricsOptions = {}) {
       peerBytes.reset();
       peerBytes.inc({ direction: 'in' }, bytesIn);
       peerBytes.inc({ direction: 'out' }, bytesOut);
+    },
+    /** As the resident index counts. */
+    setResident({ files, frames, listed, different, indexBytes, hits, misses, stale }: ResidentStats): void {
+      residentFiles.set(files);
+      for (const [kind, count] of Object.entries({ all: frames, listed, different }))
+        residentFrames.set({ kind }, count);
+      residentBytes.set(indexBytes);
+      residentEvents.reset(); // as with the cache
+      for (const [event, count] of Object.entries({ hits, misses, stale })) residentEvents.inc({ event }, count);
     },
     /** The whole in Prometheus' text format. */
     text: (): Promise<string> => registry.metrics(),

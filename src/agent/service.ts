@@ -7,6 +7,7 @@ import type { DomainAnswer, DomainCheckIn, DomainOffer, Sender } from '../domain
 import type { DomainInfo, DomainRemoval } from '../domains/service.ts';
 import type { GuestDescription, GuestStats, MemoryFile, VerifyResult } from '../guests/driver.ts';
 import type { CacheStats } from '../pages/cache.ts';
+import type { ResidentStats } from '../pages/resident.ts';
 import type { Kept } from '../pages/keep-task.ts';
 import type {
   CompletionFigures,
@@ -28,7 +29,7 @@ export interface AgentInfo {
   faultWorkers: { total: number; busy: number };
 }
 
-/** `running` and `paused` guests are owned here; `incoming` ones are not yet; `left` ones are not any more. */
+/** `running` and `paused` guests are owned here; `incoming` ones are not yet. */
 export type GuestState = 'running' | 'paused' | 'incoming' | 'in-doubt' | 'alarm' | 'gone';
 
 export interface GuestInfo {
@@ -68,10 +69,12 @@ export interface MigrateRequest {
   verify: boolean;
 }
 
-/** The shared-page cache of an agent: counters since it was opened. */
-export interface CacheInfo extends CacheStats {
-  /** Its file. */
-  path: string;
+/** What an agent has of pages by tag: counters since it started. */
+export interface CacheInfo {
+  /** The shared-page cache and the path of its file; none: the agent has no cache. */
+  cache?: CacheStats & { path: string };
+  /** The resident index; none: there was no room for it. */
+  resident?: ResidentStats;
   /** Chunks of manifests that are known. */
   chunks: number;
 }
@@ -148,9 +151,8 @@ export interface AgentService {
   /** Ends a guest that was launched; lets go of one that was attached. */
   removeGuest(name: string): Promise<void>;
 
-  /** @throws PagetideError `PT_NO_CACHE`, as the next two */
   cacheInfo(): CacheInfo;
-  /** Erases every page; returns how many. */
+  /** Erases every page; returns how many. @throws PagetideError `PT_NO_CACHE`, as the next one */
   clearCache(): number;
   /** Resolves when the pages are in the cache, as far as there is room. */
   warmCache(request: WarmRequest): Promise<Kept>;

@@ -26,8 +26,10 @@ export class Arrival {
   readonly #acquired: AcquiredRecord;
   readonly #tablePath: string;
   readonly #names: ArrivingNames;
+  readonly #arrived: MigrationHost['arrived'];
 
   private constructor(
+    host: MigrationHost,
     vmm: Vmm,
     acquired: AcquiredRecord,
     session: FaultSession,
@@ -42,6 +44,7 @@ export class Arrival {
     this.before = session.counts().installed;
     this.#tablePath = tablePath;
     this.#names = names;
+    this.#arrived = (...all) => host.arrived(...all);
   }
 
   /**
@@ -77,7 +80,7 @@ export class Arrival {
       throw error;
     }
     const service = new GuestService({ session, place, pages: { ...pages, named: names.spec }, ...host.settings });
-    return new Arrival(vmm, acquired, session, service, tablePath, names);
+    return new Arrival(host, vmm, acquired, session, service, tablePath, names);
   }
 
   /** Of the manifest as it is now, hex. */
@@ -121,7 +124,7 @@ export class Arrival {
       names.close();
       throw error;
     }
-    return new Arrival(vmm, acquired, session, service, tablePath, names);
+    return new Arrival(host, vmm, acquired, session, service, tablePath, names);
   }
 
   /** The manifest is final: serves by it from now on, before the device state is loaded, which touches memory. */
@@ -152,6 +155,8 @@ export class Arrival {
    */
   finish(): Promise<void> {
     this.session.unregister();
+    const { domain, manifest } = this.#names;
+    if (domain !== undefined) this.#arrived(this.#vmm, domain, manifest);
     return this.service.stop().finally(() => this.#names.close());
   }
 

@@ -165,6 +165,11 @@ export class ArrivingNames {
     linkDuplicates(this.manifest.tags, this.#duplicates);
   }
 
+  /** The number of the guest's domain here; undefined: it is of none. */
+  get domain(): number | undefined {
+    return this.#shared?.domain;
+  }
+
   /** What travels to the workers; of use there once it is settled. */
   get spec(): NamedPagesSpec {
     const { next, first } = this.#duplicates;

@@ -3,6 +3,7 @@ import type { Logger } from 'pino';
 import type { GuestDescription, GuestPlace, GuestRecord, Vmm } from '../guests/driver.ts';
 import type { WorkerPools } from '../memory/worker-pools.ts';
 import type { GuestTags } from '../pages/guest-tags.ts';
+import type { Manifest } from '../pages/manifest.ts';
 import type { TagPool } from '../pages/tag-pool.ts';
 import type { PageServer } from '../transport/page-server.ts';
 import type { PeerClient } from '../transport/peer.ts';
@@ -32,6 +33,8 @@ export interface MigrationHost {
    * Undefined: it wasn't.
    */
   watched(vmm: Vmm, domain: Domain): Promise<GuestTags | undefined>;
+  /** A guest has all of its memory. What that was when it began to run here; to be copied, it is gone afterwards. */
+  arrived(vmm: Vmm, domain: number, manifest: Manifest): void;
   /** Under which the other agent reaches this one. */
   readonly url: string;
   /** A client of its own for each migration: its bytes are counted. `expect`: the name that the agent there must have, where it is known. */

@@ -31,6 +31,8 @@ import { TAG_BYTES, TAG_PAGE, type DomainKey } from './tags.ts';
 const BATCH = 512;
 /** Frames that are handed to the workers at once, and listed when they come back. */
 const PIECE = 1 << 16;
+/** Frames that are listed at once: under a millisecond. */
+const PIECE_LISTED = 4096;
 /** Frames in a row that are tagged in this thread at once; more go to the workers. */
 const HERE = 2048;
 /** The same where somebody paces it: this thread is to be held up for less than a millisecond. */
@@ -47,6 +49,8 @@ export interface GuestTagsOptions {
   log: Logger;
   /** Lists what is tagged, until this object is closed. */
   resident?: { index: ResidentIndex; domain: number };
+  /** What the memory held a while ago, made with that key; taken over. Guesses: every frame is due all the same. */
+  guesses?: Manifest;
 }
 
 /** How {@link GuestTags.tagDue} goes about it. */
@@ -82,13 +86,13 @@ export class GuestTags {
   #closed = false;
 
   /** Every frame is due. @throws PagetideError `PT_MEMORY_FILE`; `PT_NO_SPACE` where the resident index is full. The key is closed then */
-  constructor({ record, key, pool, log, resident }: GuestTagsOptions) {
+  constructor({ record, key, pool, log, resident, guesses }: GuestTagsOptions) {
     this.record = record;
     this.#key = key;
     this.#pool = pool;
     this.#log = log;
     const frames = record.description.memory.size / TAG_PAGE;
-    this.manifest = new Manifest(frames);
+    this.manifest = guesses?.frames === frames ? guesses : new Manifest(frames);
     this.changed = new Uint8Array(frames);
     this.#due = new Uint8Array(frames).fill(1);
     try {
@@ -202,6 +206,20 @@ export class GuestTags {
     }
     if (pace !== undefined && busyMs > 0) await pace.pause(busyMs);
     return tagged;
+  }
+
+  /**
+   * Lists the guesses that this began with, so that other guests need not wait until all of this one's memory was tagged: whoever looks
+   * a page up compares it with its tag, and a guess that is wrong costs a miss and goes. Before anything is tagged.
+   */
+  async listGuesses(pace: Pace): Promise<void> {
+    for (const { first, frames, listing } of this.#files) {
+      for (let at = 0; at < frames; at += PIECE_LISTED) {
+        const began = performance.now();
+        listing?.set(at, Math.min(PIECE_LISTED, frames - at), this.manifest.tags, first + at);
+        if (!(await pace.pause(performance.now() - began))) return;
+      }
+    }
   }
 
   /** Frames whose page is gone read as zero, and no scan reports them. */

@@ -4,7 +4,7 @@
  *
  *   start ──► track ──► ┌─► scan ──► tag what is due, a piece at a time ──► wait ─┐──► handOver: GuestTags, tracker and all
  *                       │                   pause(work × (1 / cpu − 1))           │──► close: nothing is left in the guest
- *                       └─────────────────────────────────────────────────────────┘──► the guest is gone: closed
+ *                       └─────────────────────────────────────────────────────────┘──► the guest is gone, an error: closed
  *
  * It never stops the guest. Every `slowMs` it compares holes, and tags every frame again where writes aren't tracked, or where a disk
  * may write behind the tracking (`hints`, see ../guests/tracking.ts): the tags are guesses then, good enough for the resident index,
@@ -49,8 +49,8 @@ export interface WatchStats {
 const DAY_MS = 86_400_000;
 
 export class GuestWatch {
-  /** Resolves when it watches no more, for whatever reason. */
-  readonly ended: Promise<void>;
+  /** Resolves when it watches no more: to the error that ended it (`PT_VMM_GONE`: the guest has ended), undefined where it was asked to. */
+  readonly ended: Promise<PagetideError | undefined>;
   /** Resolves to true when the first pass is done, and with it every frame is tagged; to false when it ends before. */
   readonly tagged: Promise<boolean>;
   readonly #options: GuestWatchOptions;
@@ -118,10 +118,11 @@ export class GuestWatch {
     await this.ended;
   }
 
-  async #run(): Promise<void> {
-    const { log, record } = this.#options;
+  async #run(): Promise<PagetideError | undefined> {
+    let failure: PagetideError | undefined;
     try {
-      await this.#tags.track();
+      if (this.#options.guesses !== undefined) await this.#tags.listGuesses(this.#pace);
+      if (!this.#stopped) await this.#tags.track();
       this.#slowAt = Date.now() + this.#settings.slowMs;
       while (!this.#stopped) {
         if (await this.#pass()) {
@@ -129,20 +130,16 @@ export class GuestWatch {
           for (const resolve of this.#waiters.splice(0)) resolve();
         }
         await this.#wait(this.#settings.intervalMs);
-        if (!isAlive(record)) throw new PagetideError('PT_VMM_GONE', 'the guest has ended');
+        if (!isAlive(this.#options.record)) throw new PagetideError('PT_VMM_GONE', 'the guest has ended');
       }
     } catch (cause) {
-      const error = asPagetideError(cause);
-      if (!this.#stopped)
-        log[error.code === 'PT_VMM_GONE' ? 'info' : 'warn'](
-          { code: error.code },
-          `a guest is watched no more: ${error.message}`,
-        );
+      if (!this.#stopped) failure = asPagetideError(cause);
       // a tracker whose guest is gone, or tags that could not be made, are of no use to the next
       this.#tagsGo = 'closed';
     }
     this.#stop.abort();
     if (this.#given() === undefined) this.#tags.close();
+    return failure;
   }
 
   #given(): GuestTags | undefined {

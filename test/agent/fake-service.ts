@@ -51,19 +51,31 @@ export function guestInfo(name: string): GuestInfo {
 export const snapshotInfo: SnapshotInfo = { file: '/srv/snapshot/mem', domain: 'shop', frames: 65536, zero: 536 };
 
 export const cacheInfo: CacheInfo = {
-  path: '/dev/shm/pagetide-0-a/shared-pages',
-  slots: 65000,
-  used: 32000,
-  pinned: 10,
-  hits: 300,
-  misses: 100,
-  insertions: 32100,
-  evictions: 100,
-  rejected: 1,
-  dropped: 2,
-  refused: 3,
-  indexBytes: 2_990_000,
-  lost: false,
+  cache: {
+    path: '/dev/shm/pagetide-0-a/shared-pages',
+    slots: 65000,
+    used: 32000,
+    pinned: 10,
+    hits: 300,
+    misses: 100,
+    insertions: 32100,
+    evictions: 100,
+    rejected: 1,
+    dropped: 2,
+    refused: 3,
+    indexBytes: 2_990_000,
+    lost: false,
+  },
+  resident: {
+    files: 2,
+    frames: 20000,
+    listed: 15000,
+    different: 9000,
+    hits: 90,
+    misses: 10,
+    stale: 4,
+    indexBytes: 484_096,
+  },
   chunks: 64,
 };
 
@@ -206,7 +218,9 @@ export class FakeService implements AgentService {
   runGuest = (request: GuestRequest) => this.#promised('runGuest', [request], () => guestInfo(request.name));
   verifyGuest = (name: string) => this.#promised('verifyGuest', [name], () => this.verifyResult);
   removeGuest = (name: string) => this.#promised('removeGuest', [name], () => undefined);
-  cacheInfo = () => this.#called('cacheInfo', [], () => cacheInfo);
+  /** What the next ones are told. */
+  cache: CacheInfo = cacheInfo;
+  cacheInfo = () => this.#called('cacheInfo', [], () => this.cache);
   clearCache = () => this.#called('clearCache', [], () => 12);
   warmCache = (request: WarmRequest) => this.#promised('warmCache', [request], () => kept);
   listSnapshots = () => this.#called('listSnapshots', [], () => [snapshotInfo]);

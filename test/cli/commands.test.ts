@@ -111,7 +111,9 @@ void t.test('the cache', async (t) => {
     stats.stdout,
     /^file +\/dev\/shm\/pagetide-0-a\/shared-pages\npages +32000 of 65000 \(125 MiB of 254 MiB\)\n/,
   );
-  t.match(stats.stdout, /lookups +400: 300 hits \(75%\), 100 misses/);
+  t.match(stats.stdout, /lookups +400: 300 hits \(75%\), 100 misses\n/);
+  t.match(stats.stdout, /guests here +15000 of 20000 pages listed, 9000 different, in 2 memory files\n/);
+  t.match(stats.stdout, /lookups +100: 90 hits \(90%\), 10 misses, 4 pages had changed\n/);
   const json = await runCli(t, ['cache', 'stats', '--json'], env);
   t.same(JSON.parse(json.stdout), cacheInfo);
 
@@ -123,8 +125,16 @@ void t.test('the cache', async (t) => {
   await runCli(t, 'cache warm --from ./ram.bin --domain shop'.split(' '), env);
   t.same(service.calls.at(-1), ['warmCache', { domain: 'shop', file: join(process.cwd(), 'ram.bin') }]);
 
+  const { resident, chunks } = cacheInfo;
+  service.cache = { resident: resident!, chunks };
+  const without = await runCli(t, ['cache', 'stats'], env);
+  t.match(without, { code: 0, stdout: /^cache +none \(cache.size .*\n\nguests here +15000 of 20000 pages listed/ });
+  t.same(JSON.parse((await runCli(t, ['cache', 'stats', '--json'], env)).stdout), service.cache);
+  service.cache = { chunks: 0 };
+  t.match(await runCli(t, ['cache', 'stats'], env), { code: 0, stdout: /guests here +not listed/ });
+
   service.failure = new PagetideError('PT_NO_CACHE', 'this agent has no cache');
-  const none = await runCli(t, ['cache', 'stats'], env);
+  const none = await runCli(t, ['cache', 'clear'], env);
   t.match(none, { code: 1, stderr: /PT_NO_CACHE/ });
 });
 

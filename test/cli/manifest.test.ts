@@ -109,6 +109,21 @@ void t.test('sizes that are no multiple of a chunk, and an all-zero memory', asy
   t.match(stdout, /different pages: none\n/);
 });
 
+void t.test('a memory in which every page is alike', async (t) => {
+  const folder = scratch(t);
+  const alike = memoryOf(folder, 'alike', new Array<number>(1300).fill(1));
+  const other = memoryOf(folder, 'other', [2, 1]);
+  const { frames, lz4, comparison } = await json(t, [alike, '--compare', other]);
+  t.match(frames, { frames: 1300, zero: 0, distinct: 1, repeated: 1299 });
+  t.match(lz4, { pages: 1, sampled: 1 });
+  t.match(comparison, { shared: 1300, sharedDistinct: 1, inPlace: 1, missing: 0 });
+  const key = keyFile(folder);
+  const out = join(folder, 'alike.manifest');
+  await json(t, [alike, '--out', out, '--domain-key', key]);
+  t.ok(statSync(out).size < 200, `${statSync(out).size} bytes of manifest`);
+  t.match(await json(t, [out, '--domain-key', key]), { frames: { frames: 1300, distinct: 1 } });
+});
+
 void t.test('of many pages a sample is packed, and it says so', async (t) => {
   const folder = scratch(t);
   const path = join(folder, 'big');

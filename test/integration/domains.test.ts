@@ -53,8 +53,8 @@ const secretAt = (agent: TestAgent, domain: string): string => readFileSync(keyF
 async function forgotten(agent: TestAgent, domain: string): Promise<boolean> {
   const domains = await agent.client.listDomains();
   if (domains.some(({ name }) => name === domain)) return false;
-  const { used } = await agent.client.cacheInfo();
-  return used === 0 && !readdirSync(join(agent.state, 'domains')).includes(`${domain}.key`);
+  const { cache } = await agent.client.cacheInfo();
+  return cache?.used === 0 && !readdirSync(join(agent.state, 'domains')).includes(`${domain}.key`);
 }
 
 /** Every file below a folder that can be read, but for those that are to hold the secret. */
@@ -190,7 +190,7 @@ void t.test('a removed domain is gone at every host, and one of the same name is
   t.match((await migrate(b, c, 'web')).last.progress, { phase: 'done' });
   await until('pages are kept at each', async () => {
     const all = await Promise.all([a, b, c].map(({ client }) => client.cacheInfo()));
-    return all.every(({ used }) => used > 1000);
+    return all.every(({ cache }) => cache!.used > 1000);
   });
   const old = secretAt(a, 'shop');
   await startGuest(a, 'local', alike, 'shop');
@@ -268,6 +268,29 @@ void t.test('while a guest of it arrives, a domain is not forgotten', async (t) 
   t.same(await guestFaults(b, 'web'), []);
   await until('it is forgotten then', () => forgotten(b, 'shop'));
   await until('and a knows', async () => (await a.client.showDomain('shop')).grants.length === 0);
+});
+
+void t.test('while a guest of it leaves, a domain is neither forgotten nor removed', async (t) => {
+  const { agent } = await trusted(t);
+  const [a, b] = await Promise.all([
+    agent('a', { fill: { bandwidth: 2 ** 20 }, domains: { contactMs: 200 } }),
+    agent('b', { domains: { contactMs: 200 } }),
+  ]);
+  await a.client.createDomain('shop');
+  await a.client.grantDomain('shop', b.url);
+  await startGuest(b, 'web', alike, 'shop');
+  const id = await begin(b, a, 'web');
+  await reaches(b.client, id, 'serving');
+  const inUse = { code: 'PT_DOMAIN_IN_USE', message: /'web'/ };
+  await t.rejects(b.client.removeDomain('shop'), inUse, 'at the source');
+  await t.rejects(a.client.removeDomain('shop'), inUse, 'at the destination');
+  t.match((await a.client.revokeDomain('shop', 'host-b')).grants, [{ state: 'revoking', error: inUse }]);
+  const { last } = await follow(b.client, id);
+  t.match(last, { progress: { phase: 'done' }, report: { verified: true } }, JSON.stringify(last.error));
+  await until('it is forgotten then', () => forgotten(b, 'shop'));
+  // and while it runs: a home whose guest is away may not remove it under the guest
+  await t.rejects(a.client.removeDomain('shop'), inUse, 'while the guest runs');
+  t.same(await guestFaults(a, 'web'), []);
 });
 
 void t.test('who is not granted it, not of the cluster, expired, or nobody gets nothing', async (t) => {

@@ -74,6 +74,13 @@ void t.test('a sibling that runs there has most of the pages', { skip }, async (
   const data = warm.frames.total - warm.frames.zero;
   t.ok(warm.frames.resident > data * 0.7, `${warm.frames.resident} of ${data} frames from the sibling`);
   t.equal(warm.frames.cache, 0, 'there is no cache');
+  const { cache, resident } = await b.client.cacheInfo();
+  t.equal(cache, undefined);
+  t.ok(resident!.hits >= warm.frames.resident && resident!.listed > data * 0.7, JSON.stringify(resident));
+  const metrics = await (await fetch(`${b.url}/metrics`)).text();
+  t.match(metrics, /^pagetide_resident_files [12]$/m);
+  t.match(metrics, /^pagetide_resident_frames\{kind="listed"\} [1-9]/m);
+  t.match(metrics, new RegExp(`^pagetide_resident_events_total\\{event="hits"\\} ${resident!.hits}$`, 'm'));
   t.ok(warm.bytes.wire < cold.bytes.wire / 2, `${warm.bytes.wire} bytes, ${cold.bytes.wire} at first`);
   t.same(await guestFaults(b, 'first'), [], 'the sibling is as it was');
   for (const guest of ['stranger', 'loner']) {
@@ -95,6 +102,30 @@ void t.test('together with a cache: each gives what the other lacks', { skip }, 
   const data = frames.total - frames.zero;
   t.ok(frames.cache > 100, `${frames.cache} frames from the cache`);
   t.ok(frames.resident + frames.cache > data * 0.7, `and ${frames.resident} from the sibling, of ${data}`);
+});
+
+void t.test('a guest that has just arrived is of use before its memory was tagged', { skip }, async (t) => {
+  const cluster = clusterOf(t);
+  // it would take a minute
+  const slow = { watch: { cpu: 0.0002, intervalMs: 10 } };
+  const [a, b] = await Promise.all([cluster.agent('a', brisk), cluster.agent('b', slow)]);
+  await share('shop', a, b);
+  for (const guest of ['first', 'second']) await startGuest(a, guest, alike, 'shop');
+  const cold = await moved(t, a, b, 'first');
+  const data = cold.frames.total - cold.frames.zero;
+  const listed = async (): Promise<number> => (await b.client.cacheInfo()).resident!.listed;
+  await until('what it came with is listed', async () => (await listed()) >= data);
+  const { frames } = await moved(t, a, b, 'second');
+  t.equal(taggings(b, 'first'), 0, 'it is not tagged yet');
+  // what it has written since it came, to where nothing was known of writes, is missed
+  t.ok(frames.resident > data * 0.5, `${frames.resident} of ${data} frames from the sibling`);
+  t.same(await guestFaults(b, 'first'), []);
+  const { last } = await migrate(b, a, 'first');
+  t.match(
+    last,
+    { progress: { phase: 'done' }, report: { verified: true } },
+    'and by what it is itself, it leaves again',
+  );
 });
 
 void t.test('the sibling leaves, is removed or dies while pages are taken from it', { skip }, async (t) => {

@@ -61,15 +61,35 @@ const exact = { tracking: () => Promise.resolve('exact' as const) };
 void t.test('a manifest made while the guest writes is that of its memory in the end', { skip }, async (t) => {
   const guest = await startTagged(t, MIB, 20_000);
   const scan = new GuestScan(makeTags(t, guest), exact);
-  await scan.build();
-  const told = scan.tell([0, scan.manifest.chunks]);
-  await scan.catchUp();
+  // it writes in each phase: while frames are tagged, told, caught up with, and right before it is paused
+  const writes = async (phase: string, work: () => unknown): Promise<void> => {
+    const { operations } = await guest.control.status();
+    await work();
+    while ((await guest.control.status()).operations < operations + 100);
+    t.pass(`it has written in the phase '${phase}'`);
+  };
+  let told: Buffer[] = [];
+  await writes('build', () => scan.build());
+  await writes('tell', () => (told = scan.tell([0, scan.manifest.chunks])));
+  for (let round = 0; round < 3; round++) await writes('catch up', () => scan.catchUp());
+  await writes('before the pause', () => undefined);
   await guest.control.pause();
   const last = await scan.finish();
   const received = receive([...told, ...last]);
   t.ok(guest.tags().equals(received.tags));
   t.ok(last.length < told.length + FRAMES / 2, 'the end tells what has changed');
   t.same(native().findUserfaults(guest.record.pid), [], 'tracking has ended');
+});
+
+void t.test('a destination that asks for what is not there is told nothing', { skip }, async (t) => {
+  const guest = await startTagged(t, 1, 0);
+  const scan = new GuestScan(makeTags(t, guest), exact);
+  t.teardown(() => scan.close());
+  await scan.build();
+  t.equal(scan.manifest.chunks, 1);
+  for (const wanted of [[1, 1], [0, 2], [0, 0], [0], [-1, 1], [0, 1, 0, 1], [0.5, 1], [2 ** 40, 1]])
+    t.throws(() => scan.tell(wanted), { code: 'PT_PEER_FAILED' }, wanted.join());
+  t.equal(scan.tell([]).length, 0, 'that all is known is an answer');
 });
 
 void t.test('what a watch knows is not tagged again', { skip }, async (t) => {

@@ -190,7 +190,16 @@ void t.test('one opener a file; files that do not fit have a code', (t) => {
   throwsCode(t, 'PT_CACHE_FILE', () => PageCache.open({ path, bytes: bytesOf(8) }));
   const again = openCache(t, path, 8, true);
   t.equal(again.stats().used, 0);
+  again.insert(0, tags[0]!, 0, pages[0]!);
   again.close();
+  const newer = readFileSync(path);
+  newer.writeUInt32LE(2, 8);
+  writeFileSync(path, newer);
+  throwsCode(t, 'PT_CACHE_FILE', () => PageCache.open({ path, bytes: bytesOf(8) }));
+  t.equal(Buffer.compare(readFileSync(path), newer), 0, 'one of another version is left as it is');
+  const anew = openCache(t, path, 8, true);
+  t.equal(anew.stats().used, 0, 'and nothing of it is used when it is made anew');
+  anew.close();
   writeFileSync(path, 'a letter, and not ours');
   throwsCode(t, 'PT_CACHE_FILE', () => PageCache.open({ path, bytes: bytesOf(8), replace: true }));
   t.equal(readFileSync(path, 'utf8'), 'a letter, and not ours');

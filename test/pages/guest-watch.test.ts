@@ -4,7 +4,8 @@ import t, { type Test } from 'tap';
 import { native } from '../../src/memory/native.ts';
 import { GuestWatch, type GuestWatchOptions, type WatchSettings } from '../../src/pages/guest-watch.ts';
 import { copyResident, ResidentIndex } from '../../src/pages/resident.ts';
-import { TAG_PAGE } from '../../src/pages/tags.ts';
+import { Manifest } from '../../src/pages/manifest.ts';
+import { TAG_BYTES, TAG_PAGE } from '../../src/pages/tags.ts';
 import { isZeroTag } from '../../src/pages/tag-runs.ts';
 import { WriteTracker } from '../../src/memory/write-tracker.ts';
 import { findRegions } from '../../src/guests/qemu/memory-map.ts';
@@ -62,6 +63,55 @@ void t.test('the manifest follows a guest that writes, and the index finds its p
   tags!.close();
   t.equal(index.stats().files, 0);
   t.same(native().findUserfaults(guest.record.pid), [], 'nothing is left in the guest');
+});
+
+void t.test('guesses are of use before anything is tagged, and are believed by nobody', { skip }, async (t) => {
+  const guest = await startTagged(t, MIB, 0);
+  await guest.control.pause();
+  const now = guest.tags();
+  const frames = MIB * 256;
+  const data = [...Array(frames).keys()].filter((frame) => !isZeroTag(now, frame));
+  const guessed = (): Manifest => {
+    const guesses = new Manifest(frames);
+    guesses.tags.set(now);
+    // wrong: another page's tag; a page where there is none, and none where there is one
+    guesses.tags.copyWithin(data[1]! * TAG_BYTES, data[0]! * TAG_BYTES, (data[0]! + 1) * TAG_BYTES);
+    guesses.tags.fill(9, 0, TAG_BYTES);
+    guesses.tags.fill(0, data[2]! * TAG_BYTES, (data[2]! + 1) * TAG_BYTES);
+    return guesses;
+  };
+  const index = openIndex(t);
+  const resident = { index, domain: 0 };
+  // so slow that it does not come to tag much while this looks
+  const slow = watch(t, guest, { resident, guesses: guessed(), settings: { cpu: 0.0001, intervalMs: 0 } });
+  await until('they are listed', () => index.stats().listed >= data.length - 1);
+  t.equal(slow.stats.tagged, 0);
+  const page = new Uint8Array(TAG_PAGE);
+  const key = openKey(0);
+  t.teardown(() => key.close());
+  const found = data.filter((frame) => copyResident(index.lookups(0), now, frame, page));
+  t.ok(found.length >= data.length - 3, `${found.length} of ${data.length} pages`);
+  const last = found.at(-1)! * TAG_BYTES;
+  t.ok(key.verify(page, now.subarray(last, last + TAG_BYTES)), 'what was found is the page');
+  const wrong = new Uint8Array(TAG_BYTES).fill(9);
+  t.notOk(copyResident(index.lookups(0), wrong, 0, page));
+  t.ok(index.stats().stale > 0, 'a wrong guess is a miss, and goes');
+  await slow.close();
+  t.equal(index.stats().files, 0);
+
+  // whoever it is handed to: nothing but what was tagged
+  for (const passes of [0, 1]) {
+    const watching = watch(t, guest, { resident, guesses: guessed() });
+    for (let pass = 0; pass < passes; pass++) await watching.fresh();
+    const tags = (await watching.handOver())!;
+    t.equal(tags.isDue, passes === 0);
+    await tags.tagDue();
+    t.ok(now.equals(tags.manifest.tags));
+    tags.close();
+  }
+  const other = watch(t, guest, { guesses: new Manifest(frames + 1) });
+  await other.fresh();
+  t.ok(other.stats.tagged >= frames, 'of another guest: of no use');
 });
 
 void t.test('takes no more than its share of a CPU', { skip }, async (t) => {

@@ -162,7 +162,13 @@ function addCacheRoutes(app: TypedApp, service: AgentService): void {
   const tags = ['cache'];
   app.get(
     '/v1/cache',
-    { schema: { tags, summary: 'The shared-page cache', response: { 200: s.cacheInfo, ...failure } } },
+    {
+      schema: {
+        tags,
+        summary: 'The shared-page cache and the resident index',
+        response: { 200: s.cacheInfo, ...failure },
+      },
+    },
     () => service.cacheInfo(),
   );
   app.delete(

@@ -196,9 +196,9 @@ export const verifyAnswer = z.object({
   result: verifyResult.nullable().meta({ description: 'null: this guest cannot check itself.' }),
 });
 
-// the shared-page cache
+// the shared-page cache and the resident index
 
-export const cacheInfo = z
+const cacheStats = z
   .object({
     path: z.string(),
     slots: count.meta({ description: 'Pages that there is room for.' }),
@@ -213,6 +213,29 @@ export const cacheInfo = z
     refused: count.meta({ description: 'Pages to insert that found no room.' }),
     indexBytes: count,
     lost: z.boolean().meta({ description: 'The file was cut off: nothing is found any more.' }),
+  })
+  .meta({ id: 'CacheStats', description: 'Not there: the agent has no cache.' });
+
+const residentStats = z
+  .object({
+    files: count.meta({ description: 'Memory files of guests.' }),
+    frames: count.meta({ description: 'Their frames.' }),
+    listed: count.meta({ description: 'Frames that are listed under a tag.' }),
+    different: count.meta({ description: 'Different tags among them.' }),
+    hits: count,
+    misses: count,
+    stale: count.meta({ description: 'Frames that held another page by the time they were copied.' }),
+    indexBytes: count,
+  })
+  .meta({
+    id: 'ResidentStats',
+    description: 'Pages of guests that run here. Not there: there was no room for the index.',
+  });
+
+export const cacheInfo = z
+  .object({
+    cache: cacheStats.exactOptional(),
+    resident: residentStats.exactOptional(),
     chunks: count.meta({ description: 'Chunks of manifests that are known.' }),
   })
   .meta({ id: 'CacheInfo' });

@@ -5,7 +5,7 @@ import { refuseRest, type Context } from '../context.ts';
 export function addCacheStats(cache: Command, context: () => Context): void {
   cache
     .command('stats')
-    .description('what the cache holds, and how often it had what was asked for')
+    .description('what the cache and the guests here hold, and how often they had what was asked for')
     .addHelpText('after', '\nExample:\n  pagetide cache stats --json')
     .action(async () => {
       const cli = context();
