@@ -19,7 +19,7 @@ interface Line {
   code?: string;
 }
 
-const domain = { name: 'shop', id: 0, openKey: () => openKey(0) };
+const domain = { name: 'shop', id: 0, mark: '', openKey: () => openKey(0) };
 
 /** Watches of a guest of 16 MiB; `fault.on` makes each batch of its tags fail. */
 async function setting(t: Test, backoff: WatchBackoff, settings: Partial<WatchSettings> = {}) {

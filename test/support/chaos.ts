@@ -8,6 +8,7 @@
  * or a few milliseconds later.
  */
 import { setTimeout as delay } from 'node:timers/promises';
+import type { FrameClasses } from '../../src/migration/types.ts';
 import { checkAll, untilSettled } from './chaos-checks.ts';
 import type { Cluster, TestAgent } from './cluster.ts';
 import { journalLength, statesOf, untilRecord, type Side } from './journal-watch.ts';
@@ -96,6 +97,8 @@ export interface RunResult {
   outcome: 'moved' | 'rolled back';
   /** From the last restart until both agents said that it is over, milliseconds. */
   settleMs: number;
+  /** Where the frames came from, as the report says; undefined where the guest did not move, or the source was restarted after. */
+  frames?: FrameClasses;
 }
 
 const SETTLE_MS = 60_000;
@@ -146,11 +149,13 @@ export async function chaosRun(cluster: Cluster, guest: ChaosGuest, plan: Plan):
   const { owner, operations } = await checkAll(cluster, guest.name, guest.operations);
   const outcome = owner === sides.source ? 'rolled back' : 'moved';
   Object.assign(guest, { owner, operations });
-  return { seed: plan.seed, what, outcome, settleMs };
+  const frames = (await sides.source.client.listMigrations()).at(-1)?.report?.frames;
+  return { seed: plan.seed, what, outcome, settleMs, ...(frames === undefined ? {} : { frames }) };
 }
 
+/** Of the two that the guest moves between, the other one; a third only has pages. */
 function other(cluster: Cluster, agent: TestAgent): TestAgent {
-  return cluster.agents.find((one) => one !== agent)!;
+  return cluster.agents.slice(0, 2).find((one) => one !== agent)!;
 }
 
 async function begin(guest: ChaosGuest, to: TestAgent): Promise<void> {
