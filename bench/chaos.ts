@@ -62,7 +62,7 @@ function median(values: readonly number[]): number {
 function framesOf(results: readonly RunResult[]): Record<string, number> {
   const sum: Record<string, number> = {};
   for (const { frames } of results)
-    for (const [name, count] of Object.entries<number>(frames ?? {})) sum[name] = (sum[name] ?? 0) + count;
+    for (const [name, count] of Object.entries({ ...frames })) sum[name] = (sum[name] ?? 0) + count;
   return sum;
 }
 
