@@ -2,7 +2,7 @@
  * Starts an agent, in this order: lock and journal, domains, cache, guests, page server (the port), migrations, control socket. The
  * control socket appears last: who finds it finds an agent that is ready.
  */
-import { mkdir } from 'node:fs/promises';
+import { mkdir, rmdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Logger } from 'pino';
 import { PagetideError } from '../errors.ts';
@@ -50,6 +50,8 @@ export interface RunningAgent {
 export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
   const log = createLogger({ ...config.log, name: config.name });
   const undo: (() => unknown)[] = [];
+  /** Folders that were not there before. */
+  const made: string[] = [];
   const close = async (): Promise<void> => {
     for (const step of undo.splice(0).reverse()) await step();
   };
@@ -58,8 +60,8 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     const trust = config.tls === undefined ? undefined : trusted(config, config.tls, log);
     setCredentials(trust);
     undo.push(() => setCredentials(undefined));
-    await mkdir(config.runtimeFolder, { recursive: true, mode: 0o700 });
-    await mkdir(config.memoryFolder, { recursive: true, mode: 0o700 });
+    for (const folder of [config.runtimeFolder, config.memoryFolder])
+      if ((await mkdir(folder, { recursive: true, mode: 0o700 })) !== undefined) made.push(folder);
     const journal = await Journal.open(config.state);
     undo.push(() => journal.close());
     await journal.compact(compact);
@@ -130,6 +132,8 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     return { close, url };
   } catch (error) {
     await close();
+    // empty ones only: whoever has put something there meanwhile keeps it
+    for (const folder of made.reverse()) await rmdir(folder).catch(() => undefined);
     throw error;
   }
 }

@@ -19,6 +19,7 @@
  */
 import { PagetideError } from '../errors.ts';
 import { FillOrder } from './fill-order.ts';
+import { bit, firstWrong, rest, sortOut, type FilledBatch } from './filled-batch.ts';
 import { wrongPage, type LocalPages } from './local-pages.ts';
 import { FrameState, Outcome, OutcomeField, OUTCOME_FIELDS } from './native.ts';
 import type { NamedPages } from './named-pages.ts';
@@ -30,18 +31,6 @@ import type { Serving } from './serving.ts';
 export interface BatchPages {
   /** Asks for the frames of `runs` ([start, count, …]); the answer comes to {@link FillService.answer}. False while not connected. */
   request(runs: Uint32Array): boolean;
-}
-
-/** A batch, unpacked: the pages of all frames of `runs` that are not zero, back to back in `pages`. */
-export interface FilledBatch {
-  runs: Uint32Array;
-  /** One bit a frame, least significant first: set where the frame is all zero. */
-  zero: Uint8Array;
-  pages: Uint8Array;
-  /** Payload bytes on the wire. */
-  wireBytes: number;
-  /** From where; a peer's is found right already. */
-  from: 'source' | 'peer';
 }
 
 /** Where batches come from besides the source: see peer-fill.ts. */
@@ -165,8 +154,8 @@ export class FillService implements FillSide {
       return;
     }
     const { named } = this.options;
-    if (named !== undefined && !this.isRight(named, batch)) {
-      this.refused(asked);
+    if (named !== undefined && firstWrong(named, batch, this.options.session.pageSize) >= 0) {
+      this.answerInPart(named, batch);
       return;
     }
     this.install(batch);
@@ -174,6 +163,28 @@ export class FillService implements FillSide {
     // when the guest has its pages, and the next ones are on their way
     if (named?.keeps === true) this.keep(named, batch);
     if (this.again.length > 0 || this.inFlight.size === 0) this.wake?.();
+  }
+
+  /**
+   * An answer of which not every page is what belongs there: the others are installed. Those that are not are missing again, and
+   * asked for again after a while, as the source may not have them right either.
+   */
+  private answerInPart(named: NamedPages, batch: FilledBatch): void {
+    const { session, serving } = this.options;
+    const { right, wrong } = sortOut(named, batch, session.pageSize);
+    serving.addPages('fill', batch.wireBytes, 0, 0);
+    for (const part of right) this.install(part);
+    for (const frame of wrong) {
+      serving.mismatched();
+      this.trouble(
+        frame,
+        new PagetideError('PT_PAGE_MISMATCH', `the page of frame ${frame} is not the one of its tag`),
+      );
+      this.giveBack(Uint32Array.of(frame, 1));
+    }
+    this.pausedUntil = performance.now() + REFUSED_MS;
+    if (named.keeps) for (const part of right) this.keep(named, part);
+    this.wake?.();
   }
 
   /** See {@link FillSide}. */
@@ -300,27 +311,6 @@ export class FillService implements FillSide {
         if (result !== Outcome.Again && !this.settle(result, other)) return;
       }
     }
-  }
-
-  /** Whether every page of a batch is what belongs there. One that is not makes the whole batch worthless. */
-  private isRight(named: NamedPages, { runs, zero, pages }: FilledBatch): boolean {
-    let index = 0;
-    let offset = 0;
-    for (let i = 0; i < runs.length; i += 2) {
-      for (let frame = runs[i]!; frame < runs[i]! + runs[i + 1]!; frame++) {
-        const isZero = bit(zero, index++);
-        if (!(isZero ? named.isZero(frame) : named.verify(frame, pages, offset))) {
-          this.options.serving.mismatched();
-          this.trouble(
-            frame,
-            new PagetideError('PT_PAGE_MISMATCH', `the page of frame ${frame} is not the one of its tag`),
-          );
-          return false;
-        }
-        if (!isZero) offset += this.options.session.pageSize;
-      }
-    }
-    return true;
   }
 
   /** Every page of a batch that was found right goes into the cache; of those that repeat, one. */
@@ -506,20 +496,4 @@ export class FillService implements FillSide {
       this.wake = wake;
     });
   }
-}
-
-function bit(bitmap: Uint8Array, index: number): boolean {
-  return ((bitmap[index >> 3]! >> (index & 7)) & 1) === 1;
-}
-
-/** What of a batch is left from `frame` (in run `i / 2`, the `index`th of the batch, its page at `offset`) on. */
-function rest(batch: FilledBatch, i: number, frame: number, index: number, offset: number): FilledBatch {
-  const end = batch.runs[i]! + batch.runs[i + 1]!;
-  const runs = Uint32Array.of(frame, end - frame, ...batch.runs.subarray(i + 2));
-  let frames = 0;
-  for (let r = 1; r < runs.length; r += 2) frames += runs[r]!;
-  const zero = new Uint8Array((frames + 7) >> 3);
-  for (let n = 0; n < frames; n++) if (bit(batch.zero, index + n)) zero[n >> 3]! |= 1 << (n & 7);
-  // a copy, as the pages may lie in memory that the connection uses again; `slice` of a Buffer would be none
-  return { runs, zero, pages: new Uint8Array(batch.pages.subarray(offset)), wireBytes: 0, from: batch.from };
 }

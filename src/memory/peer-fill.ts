@@ -14,7 +14,8 @@
  */
 import { TAG_BYTES } from '../pages/tags.ts';
 import { isSet, type TagPages } from '../transport/wire-tag-pages.ts';
-import type { FilledBatch, PeerBatches } from './fill-service.ts';
+import type { PeerBatches } from './fill-service.ts';
+import type { FilledBatch } from './filled-batch.ts';
 import type { NamedPages } from './named-pages.ts';
 import type { Peer } from './peer.ts';
 import type { Peers } from './peers.ts';

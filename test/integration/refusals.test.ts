@@ -1,7 +1,7 @@
 /** What is refused, before anything changes: bad names, bad places, no room. The guest runs on where it was. */
 import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { createServer as createHttpServer } from 'node:http';
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net';
 import t, { type Test } from 'tap';
@@ -77,6 +77,10 @@ void t.test('a port and a folder that are in use', { timeout: 60_000 }, async (t
   const same = await runCli(t, ['agent', '--listen', '127.0.0.1:0', '--state', a.state, '--name', 'd']);
   t.equal(same.code, 1);
   t.match(same.stderr, /PT_STATE_IN_USE/);
+  for (const name of ['c', 'd']) {
+    const folder = `/dev/shm/pagetide-${process.getuid!()}-${name}`;
+    t.notOk(existsSync(folder), 'no folder is left');
+  }
   t.match(await a.client.info(), { name: 'a' }, 'the first agent goes on');
   t.strictSame(await stillLeft(made), []);
 });

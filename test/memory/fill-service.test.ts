@@ -4,6 +4,7 @@ import t from 'tap';
 import { FillService, type FillOptions } from '../../src/memory/fill-service.ts';
 import { FrameState, Outcome } from '../../src/memory/native.ts';
 import { Serving } from '../../src/memory/serving.ts';
+import { fakeNames } from './fake-names.ts';
 import { FAKE_PAGE, FakeSession, pageOf } from './fake-session.ts';
 
 const tick = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
@@ -43,7 +44,7 @@ interface Bed {
   open: Uint32Array[];
   link: { up: boolean };
   troubles: string[];
-  answer(runs: Uint32Array, zero?: (frame: number) => boolean): void;
+  answer: (runs: Uint32Array, zero?: (frame: number) => boolean) => void;
 }
 
 function remote(frames: number, options: Partial<FillOptions> = {}): Bed {
@@ -398,4 +399,46 @@ void t.test('nothing is missing, but a fault waits: not filled yet', async (t) =
   t.equal(ended.as, undefined);
   bed.session.install(1, 1, pageOf(1), 0, new Int32Array(4));
   t.equal(await running, 'filled');
+});
+
+void t.test('a page that is not right keeps its batch waiting no longer than itself', async (t) => {
+  const { session, serving, fill, open, troubles, answer } = remote(40, { named: fakeNames() });
+  const ended: { as?: string } = {};
+  void fill.run().then((as) => (ended.as = as));
+  let broken = true;
+  const serve = (): void => {
+    const runs = open[0];
+    if (runs === undefined) return;
+    if (!broken || !framesOf(runs).some((frame) => frame === 5 || frame === 12)) {
+      answer(runs);
+      return;
+    }
+    open.shift();
+    const batch = batchOf(runs, () => false);
+    const pages = Buffer.from(batch.pages);
+    framesOf(runs).forEach((frame, i) => {
+      if (frame === 5 || frame === 12) pages[i * FAKE_PAGE + 7]! ^= 1;
+    });
+    fill.answer(runs, { ...batch, pages });
+    pages.fill(0xff);
+  };
+  await until('all but two', () => {
+    serve();
+    return session.counts().present === 38;
+  });
+  t.equal(session.reads(5), undefined);
+  t.equal(session.reads(12), undefined);
+  await until('asked again, in vain', () => {
+    serve();
+    return serving.mismatches >= 6;
+  });
+  t.equal(session.counts().present, 38);
+  t.same([...new Set(troubles)], ['PT_PAGE_MISMATCH']);
+  broken = false;
+  await until('filled', () => {
+    serve();
+    return ended.as !== undefined;
+  });
+  for (let frame = 0; frame < 40; frame++) t.equal(session.reads(frame), frame + 1);
+  t.ok(session.installs.every((count) => count === 1));
 });

@@ -2,32 +2,15 @@
 import fc from 'fast-check';
 import t from 'tap';
 import { FillService } from '../../src/memory/fill-service.ts';
-import { FrameState, Outcome } from '../../src/memory/native.ts';
-import type { NamedPages } from '../../src/memory/named-pages.ts';
+import { FrameState } from '../../src/memory/native.ts';
 import { PeerFill } from '../../src/memory/peer-fill.ts';
 import { Peers } from '../../src/memory/peers.ts';
 import { Serving } from '../../src/memory/serving.ts';
+import { fakeNames } from './fake-names.ts';
 import { fakeTags, frameOf, FakeStream } from './fake-peer.ts';
 import { FAKE_PAGE, FakeSession, pageOf } from './fake-session.ts';
 
 const tick = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
-
-/** Pages by name without a cache: every frame's page is its own. */
-function namesOf(): NamedPages {
-  return {
-    keeps: false,
-    verify: (frame, page, offset) => Buffer.compare(page.subarray(offset, offset + FAKE_PAGE), pageOf(frame)) === 0,
-    isZero: () => false,
-    install: (_session, frame, _count, outcome) => {
-      outcome.fill(0);
-      outcome[2] = frame;
-      return Outcome.Absent;
-    },
-    next: (frame) => frame,
-    ring: (frame) => frame,
-    keep: () => undefined,
-  };
-}
 
 interface Bed {
   session: FakeSession;
@@ -43,7 +26,7 @@ interface Bed {
 async function bed(t: { teardown(fn: () => unknown): unknown }, frames: number, count: number): Promise<Bed> {
   const session = new FakeSession(frames);
   const serving = new Serving();
-  const named = namesOf();
+  const named = fakeNames();
   const streams: FakeStream[] = [];
   const source: Bed['source'] = { up: true, asked: [] };
   const peers = new Peers({
