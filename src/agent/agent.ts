@@ -267,24 +267,24 @@ export class Agent implements AgentService {
 
   // --- between agents
 
-  async prepareIncoming(request: PrepareRequest): Promise<IncomingStatus> {
-    return this.migrations.prepare(request);
+  async prepareIncoming(request: PrepareRequest, sender?: string): Promise<IncomingStatus> {
+    return this.migrations.prepare(request, sender);
   }
 
   incomingStatus(migration: string): Promise<IncomingStatus> {
     return Promise.resolve(this.migrations.status(migration));
   }
 
-  loadIncoming(migration: string, epoch: number): Promise<IncomingStatus> {
-    return this.migrations.ask('load', migration, epoch);
+  async loadIncoming(migration: string, epoch: number, sender?: string): Promise<IncomingStatus> {
+    return this.migrations.ask('load', migration, epoch, sender);
   }
 
-  takeOver(migration: string, epoch: number): Promise<IncomingStatus> {
-    return this.migrations.ask('take-over', migration, epoch);
+  async takeOver(migration: string, epoch: number, sender?: string): Promise<IncomingStatus> {
+    return this.migrations.ask('take-over', migration, epoch, sender);
   }
 
-  abortIncoming(migration: string, epoch: number): Promise<IncomingStatus> {
-    return this.migrations.ask('abort', migration, epoch);
+  async abortIncoming(migration: string, epoch: number, sender?: string): Promise<IncomingStatus> {
+    return this.migrations.ask('abort', migration, epoch, sender);
   }
 
   completeOutgoing(migration: string, epoch: number, figures: CompletionFigures, sender?: string): Promise<void> {

@@ -125,7 +125,11 @@ export class Migrations {
 
   // --- what the other agents ask
 
-  async prepare(request: PrepareRequest): Promise<IncomingStatus> {
+  /**
+   * @param sender the name in the certificate of who asks, undefined where it showed none: from then on nobody else is listened to
+   * @throws PagetideError `PT_PROTOCOL`, `PT_UNAUTHORIZED`
+   */
+  async prepare(request: PrepareRequest, sender?: string): Promise<IncomingStatus> {
     const { migration, epoch, guest, source } = request;
     if (request.protocol !== PEER_PROTOCOL) {
       throw new PagetideError(
@@ -135,8 +139,9 @@ export class Migrations {
     }
     await this.#outlive(guest, epoch);
     let machine = this.#incoming(migration, epoch);
+    machine?.checkSource(sender);
     const obstacle = machine === undefined ? this.#obstacle(request) : undefined;
-    machine ??= this.#fresh(migration, epoch);
+    machine ??= this.#fresh(migration, epoch, sender);
     if (obstacle === undefined) machine.details.request ??= request;
     return machine.ask({
       type: 'prepare',
@@ -148,8 +153,15 @@ export class Migrations {
     });
   }
 
-  ask(type: 'load' | 'take-over' | 'abort', migration: string, epoch: number): Promise<IncomingStatus> {
-    const machine = this.#incoming(migration, epoch) ?? this.#fresh(migration, epoch);
+  /** @throws PagetideError `PT_UNAUTHORIZED` where another host has prepared it */
+  ask(
+    type: 'load' | 'take-over' | 'abort',
+    migration: string,
+    epoch: number,
+    sender?: string,
+  ): Promise<IncomingStatus> {
+    const machine = this.#incoming(migration, epoch) ?? this.#fresh(migration, epoch, sender);
+    machine.checkSource(sender);
     return machine.ask({ type, migration, epoch });
   }
 
@@ -210,8 +222,8 @@ export class Migrations {
     }
   }
 
-  #fresh(migration: string, epoch: number): IncomingMigration {
-    const machine = IncomingMigration.fresh(this.#host, migration, epoch);
+  #fresh(migration: string, epoch: number, sender: string | undefined): IncomingMigration {
+    const machine = IncomingMigration.fresh(this.#host, migration, epoch, sender);
     this.#add(machine);
     return machine;
   }

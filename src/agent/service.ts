@@ -172,13 +172,13 @@ export interface AgentService {
   cancel(guest: string): Promise<MigrationInfo>;
 
   // between agents; each may be repeated
-  prepareIncoming(request: PrepareRequest): Promise<IncomingStatus>;
+  // `sender`: the name in the certificate of who asks, where it has one
+  prepareIncoming(request: PrepareRequest, sender?: string): Promise<IncomingStatus>;
   incomingStatus(migration: string): Promise<IncomingStatus>;
   /** Waits until the state that the source streams is loaded. */
-  loadIncoming(migration: string, epoch: number): Promise<IncomingStatus>;
-  takeOver(migration: string, epoch: number): Promise<IncomingStatus>;
-  abortIncoming(migration: string, epoch: number): Promise<IncomingStatus>;
-  /** `sender`: the name in the certificate of who asks, where it has one. */
+  loadIncoming(migration: string, epoch: number, sender?: string): Promise<IncomingStatus>;
+  takeOver(migration: string, epoch: number, sender?: string): Promise<IncomingStatus>;
+  abortIncoming(migration: string, epoch: number, sender?: string): Promise<IncomingStatus>;
   completeOutgoing(migration: string, epoch: number, figures: CompletionFigures, sender?: string): Promise<void>;
   /** Looks again at frames of a guest that has left, or leaves: a finding for each, in order. */
   recheckOutgoing(migration: string, epoch: number, frames: number[], sender?: string): Promise<Finding[]>;

@@ -40,6 +40,8 @@ import type {
 /** Kept with every record of the journal: what a restarted agent needs. */
 export interface IncomingDetails {
   request?: PrepareRequest;
+  /** The name in the certificate of the source, where it showed one: nobody else has a say in this migration. */
+  source?: string;
   vmm?: GuestRecord;
   acquired?: AcquiredRecord;
   resumedAt?: number;
@@ -99,8 +101,20 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
   }
 
   /** For a key that this host has never heard of: it will refuse it, or prepare. */
-  static fresh(host: MigrationHost, migration: string, epoch: number): IncomingMigration {
-    return new IncomingMigration(host, newDestination({ migration, epoch }), { startedAt: Date.now() });
+  static fresh(host: MigrationHost, migration: string, epoch: number, source?: string): IncomingMigration {
+    const details = { startedAt: Date.now(), ...(source === undefined ? {} : { source }) };
+    return new IncomingMigration(host, newDestination({ migration, epoch }), details);
+  }
+
+  /**
+   * Another host of the cluster that says "take over" would have the guest run in two places.
+   * @param sender as {@link IncomingDetails.source}
+   * @throws PagetideError `PT_UNAUTHORIZED`
+   */
+  checkSource(sender: string | undefined): void {
+    const { source } = this.details;
+    if (source === undefined || sender === undefined || sender === source) return;
+    throw new PagetideError('PT_UNAUTHORIZED', `${sender} is not the host that this guest comes from`);
   }
 
   get ended(): boolean {

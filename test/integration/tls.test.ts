@@ -86,11 +86,22 @@ void t.test('another host of the cluster that has the token: no pages, and nobod
     await t.rejects(peer.complete(id, epoch, FIGURES), { code: 'PT_UNAUTHORIZED', message: /^host-c/ }, when);
     await t.rejects(peer.recheck(id, epoch, [0]), { code: 'PT_UNAUTHORIZED', message: /^host-c/ }, when);
     await peer.close();
+    const there = new PeerClient(b.url, { credentials: thief });
+    for (const ask of ['load', 'takeOver', 'abort'] as const)
+      await t.rejects(
+        there[ask](id, epoch),
+        { code: 'PT_UNAUTHORIZED', message: /^host-c is not the host that this/ },
+        when,
+      );
+    await there.close();
   };
   await steal('while the guest is filled');
   await a.kill();
   await a.restart();
   await steal('after a restart of the source');
+  await b.kill();
+  await b.restart();
+  await steal('after a restart of the destination');
   const { last } = await follow(a.client, id);
   t.strictSame([last.error, last.report?.verified], [undefined, true]);
   t.strictSame(reportFaults(last.report), []);

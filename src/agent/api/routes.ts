@@ -243,7 +243,7 @@ function addPeerRoutes(app: TypedApp, service: AgentService): void {
   app.post(
     '/v1/incoming',
     { schema: { tags, summary: 'Get ready for a guest', body: s.prepareRequest, response: answer } },
-    (request) => service.prepareIncoming(request.body),
+    (request) => service.prepareIncoming(request.body, request.peer),
   );
   app.get(
     '/v1/incoming/:id',
@@ -261,7 +261,7 @@ function addPeerRoutes(app: TypedApp, service: AgentService): void {
         response: answer,
       },
     },
-    (request) => service.loadIncoming(request.params.id, request.body.epoch),
+    (request) => service.loadIncoming(request.params.id, request.body.epoch, request.peer),
   );
   app.post(
     '/v1/incoming/:id/take-over',
@@ -274,7 +274,7 @@ function addPeerRoutes(app: TypedApp, service: AgentService): void {
         response: answer,
       },
     },
-    (request) => service.takeOver(request.params.id, request.body.epoch),
+    (request) => service.takeOver(request.params.id, request.body.epoch, request.peer),
   );
   app.post(
     '/v1/incoming/:id/abort',
@@ -287,7 +287,7 @@ function addPeerRoutes(app: TypedApp, service: AgentService): void {
         response: answer,
       },
     },
-    (request) => service.abortIncoming(request.params.id, request.body.epoch),
+    (request) => service.abortIncoming(request.params.id, request.body.epoch, request.peer),
   );
   app.post(
     '/v1/outgoing/:id/complete',
