@@ -78,7 +78,7 @@ const FAULTY: [
   ['macOS', { platform: 'darwin' }, 'kernel', { status: 'missing', found: 'darwin', essential: true }, false],
   ['an old kernel', { kernel: '5.4.0' }, 'kernel', { status: 'missing', fix: /5\.7/ }, false],
   ['a kernel without scan', { kernel: '6.1.0-18-amd64' }, 'kernel', { status: 'warning', fix: /6\.7/ }, true],
-  ['an old node', { node: 'v18.20.0' }, 'node', { status: 'missing', fix: /20\.15/ }, false],
+  ['an old node', { node: 'v20.16.0' }, 'node', { status: 'missing', fix: /20\.17/ }, false],
   [
     'no native part',
     {
