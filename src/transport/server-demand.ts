@@ -52,8 +52,10 @@ export class DemandStream extends ServerStream<LiveOffer> {
 
   #serve(stream: number, frame: number): void {
     const { owner: offer } = this;
-    const answer = this.#answer;
     const size = offer.pageSize;
+    // Nothing left in the socket: the last answer has left, and its buffer is ours again. Else it stays the socket's.
+    if (this.socket.writableLength !== 0) this.#answer = Buffer.allocUnsafeSlow(HEADER_SIZE + size);
+    const answer = this.#answer;
     try {
       readMemory(offer.files.segments, frame * size, size, answer, HEADER_SIZE);
     } catch (error) {
@@ -77,7 +79,5 @@ export class DemandStream extends ServerStream<LiveOffer> {
       return;
     }
     this.send(length === answer.length ? answer : answer.subarray(0, length));
-    // Nothing left in the socket: the kernel has the bytes and the buffer is ours again. Else it stays the socket's.
-    if (this.socket.writableLength !== 0) this.#answer = Buffer.allocUnsafeSlow(HEADER_SIZE + size);
   }
 }

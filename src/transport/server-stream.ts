@@ -58,7 +58,10 @@ export abstract class ServerStream<Owner extends StreamOwner> implements OwnedSt
     socket.on('drain', () => this.drained());
     // the other host closes when it has everything, or to connect again: an end in its own right, not an error
     socket.on('error', () => socket.destroy());
-    socket.on('end', () => socket.end());
+    socket.on('end', () => {
+      this.#countSent();
+      socket.end();
+    });
     socket.on('close', () => this.#closed());
     this.#liveness = setInterval(() => this.#look(), livenessMs);
     this.#liveness.unref();
@@ -100,16 +103,14 @@ export abstract class ServerStream<Owner extends StreamOwner> implements OwnedSt
 
   protected send(frame: Uint8Array, written?: () => void): void {
     if (this.#secure) {
-      // how much it is below TLS is known when it has been given to the kernel
-      this.socket.write(
-        frame,
-        written === undefined
-          ? this.#countSent
-          : () => {
-              this.#countSent();
-              written();
-            },
-      );
+      // How much it is below TLS is known when it has been given to the kernel: looked at when something comes, and at the end. A
+      // callback for that alone would cost each page more than its encryption.
+      if (written === undefined) this.socket.write(frame);
+      else
+        this.socket.write(frame, () => {
+          this.#countSent();
+          written();
+        });
       return;
     }
     this.owner.counters[Counter.bytesOut]! += frame.length;
@@ -117,11 +118,12 @@ export abstract class ServerStream<Owner extends StreamOwner> implements OwnedSt
     else this.socket.write(frame, written);
   }
 
-  readonly #countSent = (): void => {
+  #countSent(): void {
+    if (!this.#secure) return;
     const { sent } = this.#bytes;
     this.owner.counters[Counter.bytesOut]! += sent - this.#seenOut;
     this.#seenOut = sent;
-  };
+  }
 
   /** Sends a frame that isn't the channel's bulk. A channel that writes its frames in slices puts it between two. */
   protected control(frame: Uint8Array): void {
@@ -155,6 +157,7 @@ export abstract class ServerStream<Owner extends StreamOwner> implements OwnedSt
     const read = this.#bytes.received;
     this.owner.counters[Counter.bytesIn]! += read - this.#seenIn;
     this.#seenIn = read;
+    this.#countSent();
     this.#feed(chunk, 0);
   }
 
@@ -174,6 +177,7 @@ export abstract class ServerStream<Owner extends StreamOwner> implements OwnedSt
    * destination that is busy is not cut off, and one that is gone is.
    */
   #look(): void {
+    this.#countSent();
     const flushed = this.socket.bytesWritten - this.socket.writableLength;
     if (flushed !== this.#flushed && this.socket.writableLength > 0) this.#quiet = 0;
     this.#flushed = flushed;
@@ -184,6 +188,7 @@ export abstract class ServerStream<Owner extends StreamOwner> implements OwnedSt
 
   #closed(): void {
     this.closing = true;
+    this.#countSent();
     this.#decoder.stop();
     clearInterval(this.#liveness);
     // a refused or cut connection may have been read without a 'data' event
