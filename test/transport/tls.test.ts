@@ -69,7 +69,8 @@ void t.test('bytes are those of the network, TLS and handshake included', async 
     ['sent here', demand.bytesSent, up],
     ['received here', demand.bytesReceived, down],
   ] as const)
-    t.ok(counted <= seen && seen - counted <= 64, `${what}: ${counted} of ${seen}`);
+    // TLS's good-bye may come when nobody counts any more, or go to one who is gone already
+    t.ok(Math.abs(seen - counted) <= 64, `${what}: ${counted} of ${seen}`);
 });
 
 void t.test('the control API learns who asks, and nobody can say he is another', async (t) => {
