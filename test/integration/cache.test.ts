@@ -12,7 +12,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { cluster as makeCluster, type Cluster, type TestAgent } from '../support/cluster.ts';
+import type { TestAgent } from '../support/cluster.ts';
 import { share } from '../support/domains.ts';
 import {
   begin,
@@ -25,6 +25,7 @@ import {
   stillLeft,
   until,
 } from '../support/migrate.ts';
+import { clusterOf } from '../support/sound.ts';
 import type { CacheInfo } from '../../src/agent/service.ts';
 import type { MigrationReport } from '../../src/migration/types.ts';
 
@@ -32,16 +33,6 @@ t.setTimeout(300_000);
 
 /** Two guests like that have the same pages, but for what they wrote since. */
 const alike = { memory: '16M', seed: 7, writeRate: 200, readRate: 2000, workingSet: 0.2, threads: 2 };
-
-/** Its agents' logs are shown where the test fails. */
-function clusterOf(t: Test): Cluster {
-  const cluster = makeCluster(t);
-  t.teardown(() => {
-    if (t.passing()) return;
-    for (const agent of cluster.agents) t.comment([`log of ${agent.name}:`, ...agent.log().slice(-30)].join('\n'));
-  });
-  return cluster;
-}
 
 /** Of whom this is about the cache alone: they take nothing from guests that run there. */
 const alone = { watch: { cpu: 0 } };

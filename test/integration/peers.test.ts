@@ -1,11 +1,11 @@
 /** Pages from hosts that are neither the source nor the destination. */
 import t, { type Test } from 'tap';
-import type { MigrationReport } from '../../src/migration/types.ts';
 import { skipTracking } from '../pages/guest-support.ts';
-import { cluster as makeCluster, type Cluster, type TestAgent } from '../support/cluster.ts';
+import type { TestAgent } from '../support/cluster.ts';
 import { share } from '../support/domains.ts';
 import { startLiar } from '../support/liar.ts';
-import { begin, follow, guestFaults, reaches, reportFaults, startGuest, until } from '../support/migrate.ts';
+import { begin, guestFaults, reaches, startGuest, until } from '../support/migrate.ts';
+import { clusterOf, sound } from '../support/sound.ts';
 import { TcpProxy } from '../support/tcp-proxy.ts';
 
 t.setTimeout(300_000);
@@ -16,30 +16,10 @@ const alike = { memory: '16M', seed: 7, writeRate: 200, readRate: 2000, workingS
 const quiet = { watch: { cpu: 0 } };
 const cached = { ...quiet, cache: { size: '24M' } };
 
-/** Its agents' logs are shown where the test fails. */
-function clusterOf(t: Test): Cluster {
-  const cluster = makeCluster(t);
-  t.teardown(() => {
-    if (t.passing()) return;
-    for (const agent of cluster.agents) t.comment([`log of ${agent.name}:`, ...agent.log().slice(-30)].join('\n'));
-  });
-  return cluster;
-}
-
 /** Puts a guest's pages into the cache of the agent that it runs on. */
 async function warm(agent: TestAgent, guest: string): Promise<void> {
   const { pages } = await agent.client.warmCache({ domain: 'shop', guest });
   t.comment(`${pages} pages of ${guest} at ${agent.name}`);
-}
-
-async function sound(t: Test, id: string, from: TestAgent, to: TestAgent, guest: string): Promise<MigrationReport> {
-  const { last } = await follow(from.client, id);
-  t.equal(last.progress.phase, 'done', `${guest} has moved: ${JSON.stringify(last.error)}`);
-  t.same(reportFaults(last.report), [], 'the report is sound');
-  t.equal(last.report?.verified, true, 'the guest found every page right');
-  t.same(await guestFaults(to, guest), []);
-  t.comment(`${guest}: ${JSON.stringify(last.report?.frames)} ${JSON.stringify(last.report?.bytes)}`);
-  return last.report!;
 }
 
 /** Source, destination, and a third host with a sibling of the guest. */

@@ -4,25 +4,16 @@ import t, { type Test } from 'tap';
 import { native } from '../../src/memory/native.ts';
 import type { MigrationReport } from '../../src/migration/types.ts';
 import { skipTracking as skip } from '../pages/guest-support.ts';
-import { cluster as makeCluster, type Cluster, type TestAgent } from '../support/cluster.ts';
+import type { TestAgent } from '../support/cluster.ts';
 import { share } from '../support/domains.ts';
-import { begin, follow, guestFaults, migrate, reaches, reportFaults, startGuest, until } from '../support/migrate.ts';
+import { begin, guestFaults, migrate, reaches, startGuest, until } from '../support/migrate.ts';
+import { clusterOf, sound } from '../support/sound.ts';
 
 t.setTimeout(300_000);
 
 /** Two guests like that have the same pages, but for what they wrote since. */
 const alike = { memory: '16M', seed: 7, writeRate: 200, readRate: 2000, workingSet: 0.2, threads: 2 };
 const brisk = { watch: { cpu: 1, intervalMs: 10 } };
-
-/** Its agents' logs are shown where the test fails. */
-function clusterOf(t: Test): Cluster {
-  const cluster = makeCluster(t);
-  t.teardown(() => {
-    if (t.passing()) return;
-    for (const agent of cluster.agents) t.comment([`log of ${agent.name}:`, ...agent.log().slice(-30)].join('\n'));
-  });
-  return cluster;
-}
 
 async function pair(t: Test, more: Record<string, unknown> = {}): Promise<[TestAgent, TestAgent]> {
   const cluster = clusterOf(t);
@@ -44,17 +35,6 @@ function tagged(agent: TestAgent, guest: string, before = 0): Promise<void> {
 
 async function pidOf(agent: TestAgent, guest: string): Promise<number> {
   return (await agent.client.showGuest(guest)).pid;
-}
-
-/** Checks everything that any report must keep to. */
-async function sound(t: Test, id: string, from: TestAgent, to: TestAgent, guest: string): Promise<MigrationReport> {
-  const { last } = await follow(from.client, id);
-  t.equal(last.progress.phase, 'done', `${guest} has moved: ${JSON.stringify(last.error)}`);
-  t.same(reportFaults(last.report), [], 'the report is sound');
-  t.equal(last.report?.verified, true, 'the guest found every page right');
-  t.same(await guestFaults(to, guest), []);
-  t.comment(`${guest}: ${JSON.stringify(last.report?.frames)} ${JSON.stringify(last.report?.bytes)}`);
-  return last.report!;
 }
 
 async function moved(t: Test, from: TestAgent, to: TestAgent, guest: string): Promise<MigrationReport> {
