@@ -126,6 +126,11 @@ export class GuestService extends EventEmitter<GuestServiceEvents> {
     };
   }
 
+  /** What the page table holds; as it was, once this is stopped. */
+  counts(): SessionCounts {
+    return this.lastFigures?.counts ?? this.session.counts();
+  }
+
   /** The figures as they were when it was stopped. */
   lastFigures: ServiceFigures | undefined;
   private stopped: Promise<void> | undefined;

@@ -439,7 +439,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     // The connection may take its time; faults are read and wait until then.
     this.#arrival.serveAgain();
     this.#arrival.hold(this.#host);
-    if (this.#arrival.session.counts().foreign > 0)
+    if (this.#arrival.service.counts().foreign > 0)
       this.#raise(new PagetideError('PT_FOREIGN_PAGE', 'a page is there that Pagetide did not install'));
     return { type: 'served' };
   }
@@ -485,7 +485,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
   /** @throws PagetideError when the journal fails, or content is outstanding after all */
   async #noteWhole(vmm: Vmm): Promise<CompletionFigures> {
     const { arrival } = this.#need();
-    const { outstanding } = arrival.session.counts();
+    const { outstanding } = arrival.service.counts();
     if (outstanding > 0) throw new PagetideError('PT_INTERNAL', `${outstanding} frames still lack their content`);
     this.#doubts.clear();
     const whole = await this.#measure(vmm, arrival);
@@ -672,7 +672,8 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
   #progress(): MigrationProgress {
     const described = describe(this.state);
     const service = this.#arrival?.service;
-    const counts = this.#arrival?.session.counts();
+    // asked at any moment, also while the arrival is being let go of
+    const counts = service?.counts();
     const memory = this.details.request?.description.memory;
     const total = memory === undefined ? 0 : memory.size / memory.pageSize;
     const done = described.phase === 'completing' || described.phase === 'done';

@@ -96,6 +96,7 @@ void t.test('a guest from its first fault until everything is there, one after t
     await service.stop();
     t.equal(pools.busy, 0);
     t.match(service.lastFigures, { counts: { outstanding: 0 }, faults: { count: 20 } });
+    t.same(service.counts(), service.lastFigures!.counts, 'who asks after its end is told how it was');
     // of the end: a hit counts from the next wait on
     const { p50Us, p99Us, maxUs } = service.lastFigures!.faults;
     t.ok(p50Us > 0 && p99Us >= p50Us && maxUs > 0);
