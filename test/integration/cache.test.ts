@@ -29,7 +29,7 @@ import { clusterOf } from '../support/sound.ts';
 import type { CacheInfo } from '../../src/agent/service.ts';
 import type { MigrationReport } from '../../src/migration/types.ts';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 /** Two guests like that have the same pages, but for what they wrote since. */
 const alike = { memory: '16M', seed: 7, writeRate: 200, readRate: 2000, workingSet: 0.2, threads: 2 };

@@ -11,7 +11,7 @@ import { cluster, type Cluster, type TestAgent } from '../support/cluster.ts';
 import { untilRecord } from '../support/journal-watch.ts';
 import { begin, follow, guestFaults, reportFaults, startGuest, stillLeft, until } from '../support/migrate.ts';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 const PAGE = 4096;
 const MIB = 2 ** 20;

@@ -12,7 +12,7 @@ import { share } from '../support/domains.ts';
 import { begin, follow, guestFaults, migrate, reaches, startGuest, stillLeft, until } from '../support/migrate.ts';
 import { EXPIRED, trustCluster, type TestCluster } from '../trust/support.ts';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 /** Two guests like that have the same pages, but for what they wrote since. */
 const alike = { memory: '8M', seed: 7, writeRate: 200, readRate: 2000, workingSet: 0.2 };

@@ -8,7 +8,7 @@ import { cluster } from '../support/cluster.ts';
 import { guestFaults, migrate, reportFaults, startGuest, stillLeft } from '../support/migrate.ts';
 import { TcpProxy } from '../support/tcp-proxy.ts';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 void t.test('an offer that does not fit the guest', async (t) => {
   const made = cluster(t);

@@ -8,7 +8,7 @@ import { begin, guestFaults, reaches, startGuest, until } from '../support/migra
 import { clusterOf, sound } from '../support/sound.ts';
 import { TcpProxy } from '../support/tcp-proxy.ts';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 const MIB = 2 ** 20;
 /** Two guests like that have the same pages, but for what they wrote since. */

@@ -9,7 +9,7 @@ import { share } from '../support/domains.ts';
 import { begin, guestFaults, migrate, reaches, startGuest, until } from '../support/migrate.ts';
 import { clusterOf, sound } from '../support/sound.ts';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 /** Two guests like that have the same pages, but for what they wrote since. */
 const alike = { memory: '16M', seed: 7, writeRate: 200, readRate: 2000, workingSet: 0.2, threads: 2 };

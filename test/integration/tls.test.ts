@@ -13,7 +13,7 @@ import { untilRecord } from '../support/journal-watch.ts';
 import { begin, follow, guestFaults, migrate, reportFaults, startGuest, stillLeft } from '../support/migrate.ts';
 import { EXPIRED, trustCluster, type TestCluster } from '../trust/support.ts';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 /** A word that every page is there. */
 const FIGURES: CompletionFigures = {

@@ -36,7 +36,7 @@ import {
 
 const MIB = 1024 * 1024;
 const FRAMES = 512;
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 const ZERO = guestHash(new Uint8Array(PAGE));
 

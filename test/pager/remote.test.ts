@@ -23,7 +23,7 @@ import {
   type PagerProcess,
 } from './support.ts';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 const FRAMES = 512;
 
