@@ -5,7 +5,7 @@ import { begin, follow, guestFaults, migrate, reaches, startGuest, stillLeft, un
 
 t.setTimeout(600_000);
 
-void t.test('before the switch: the guest never notices', { timeout: 120_000 }, async (t) => {
+void t.test('before the switch: the guest never notices', { timeout: 600_000 }, async (t) => {
   const made = cluster(t);
   const [a, b] = [await made.agent('a'), await made.agent('b')];
   await startGuest(a, 'g1');
@@ -39,7 +39,7 @@ void t.test('before the switch: the guest never notices', { timeout: 120_000 }, 
   t.strictSame(await stillLeft(made), []);
 });
 
-void t.test('after the switch: refused', { timeout: 120_000 }, async (t) => {
+void t.test('after the switch: refused', { timeout: 600_000 }, async (t) => {
   const made = cluster(t);
   const [a, b] = [await made.agent('a'), await made.agent('b', { fill: { bandwidth: '6M' } })];
   await startGuest(a, 'g1', { memory: '24M' });

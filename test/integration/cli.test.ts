@@ -9,7 +9,7 @@ t.setTimeout(600_000);
 
 const ORDER: readonly Phase[] = ['preparing', 'switching', 'serving', 'completing', 'done'];
 
-void t.test('run, migrate, verify, remove', { timeout: 200_000 }, async (t) => {
+void t.test('run, migrate, verify, remove', { timeout: 600_000 }, async (t) => {
   const made = cluster(t);
   const [a, b] = [await made.agent('a'), await made.agent('b', { fill: { bandwidth: '16M' } })];
   const at = (agent: typeof a): string[] => ['--agent', `unix:${agent.control}`];
@@ -45,7 +45,7 @@ void t.test('run, migrate, verify, remove', { timeout: 200_000 }, async (t) => {
   t.strictSame(await stillLeft(made), []);
 });
 
-void t.test('phases come in order, to whoever watches', { timeout: 120_000 }, async (t) => {
+void t.test('phases come in order, to whoever watches', { timeout: 600_000 }, async (t) => {
   const made = cluster(t);
   const [a, b] = [await made.agent('a'), await made.agent('b', { fill: { bandwidth: '8M' } })];
   await a.client.runGuest({ name: 'g1', driver: 'embedded', options: { memory: '24M' } });
@@ -66,7 +66,7 @@ void t.test('phases come in order, to whoever watches', { timeout: 120_000 }, as
   t.strictSame(after.last.report, seen.at(-1)?.report);
 });
 
-void t.test('Ctrl-C once the guest has left: it arrives all the same', { timeout: 120_000 }, async (t) => {
+void t.test('Ctrl-C once the guest has left: it arrives all the same', { timeout: 600_000 }, async (t) => {
   const made = cluster(t);
   const [a, b] = [await made.agent('a'), await made.agent('b', { fill: { bandwidth: '5M' } })];
   await a.client.runGuest({ name: 'g1', driver: 'embedded', options: { memory: '24M' } });

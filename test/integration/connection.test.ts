@@ -36,7 +36,7 @@ async function arrives(t: Test, { made, a, b }: Setting, id: string): Promise<vo
   t.strictSame(await stillLeft(made), []);
 }
 
-void t.test('connections that are cut again and again while the guest is served', { timeout: 120_000 }, async (t) => {
+void t.test('connections that are cut again and again while the guest is served', { timeout: 600_000 }, async (t) => {
   const all = await setting(t);
   const { proxy, a, b } = all;
   const id = await begin(a, b, 'g1');
@@ -50,7 +50,7 @@ void t.test('connections that are cut again and again while the guest is served'
   await arrives(t, all, id);
 });
 
-void t.test('a source that can not be reached for a while', { timeout: 120_000 }, async (t) => {
+void t.test('a source that can not be reached for a while', { timeout: 600_000 }, async (t) => {
   const all = await setting(t);
   const { proxy, a, b } = all;
   const id = await begin(a, b, 'g1');
@@ -66,7 +66,7 @@ void t.test('a source that can not be reached for a while', { timeout: 120_000 }
   await arrives(t, all, id);
 });
 
-void t.test('a connection that is cut in the middle of a frame', { timeout: 120_000 }, async (t) => {
+void t.test('a connection that is cut in the middle of a frame', { timeout: 600_000 }, async (t) => {
   const all = await setting(t, '64M');
   const { proxy, a, b } = all;
   let cuts = 0;
@@ -81,7 +81,7 @@ void t.test('a connection that is cut in the middle of a frame', { timeout: 120_
 });
 
 for (const kind of ['fill', 'demand', 'state'] as const) {
-  void t.test(`a frame header with a wrong byte, on the ${kind} connection`, { timeout: 120_000 }, async (t) => {
+  void t.test(`a frame header with a wrong byte, on the ${kind} connection`, { timeout: 600_000 }, async (t) => {
     const all = await setting(t);
     const { proxy, a, b } = all;
     let spoilt = 0;
@@ -114,7 +114,7 @@ for (const kind of ['fill', 'demand', 'state'] as const) {
   });
 }
 
-void t.test('cut at the moment of the switch', { timeout: 200_000 }, async (t) => {
+void t.test('cut at the moment of the switch', { timeout: 600_000 }, async (t) => {
   for (const kind of ['state', 'demand', 'fill'] as const) {
     const all = await setting(t, '64M');
     const { proxy, a, b } = all;
@@ -137,7 +137,7 @@ void t.test('cut at the moment of the switch', { timeout: 200_000 }, async (t) =
   }
 });
 
-void t.test('cut for good while the destination gets ready', { timeout: 120_000 }, async (t) => {
+void t.test('cut for good while the destination gets ready', { timeout: 600_000 }, async (t) => {
   const all = await setting(t);
   const { proxy, a, b, made } = all;
   proxy.held.add('state');
@@ -151,7 +151,7 @@ void t.test('cut for good while the destination gets ready', { timeout: 120_000 
   t.strictSame(await stillLeft(made), []);
 });
 
-void t.test('a slow link: what the guest wants comes before the fill', { timeout: 200_000 }, async (t) => {
+void t.test('a slow link: what the guest wants comes before the fill', { timeout: 600_000 }, async (t) => {
   const all = await setting(t, '1G');
   const { proxy, a, b } = all;
   proxy.rate = 3 << 20;

@@ -5,7 +5,7 @@ import { ends, NAME, pair } from '../support/crash-pair.ts';
 import { begin, until } from '../support/migrate.ts';
 
 for (const state of ['incoming', 'started']) {
-  void t.test(`the destination at '${state}': the guest goes on at the source`, { timeout: 200_000 }, async (t) => {
+  void t.test(`the destination at '${state}': the guest goes on at the source`, { timeout: 600_000 }, async (t) => {
     const two = await pair(t);
     await begin(two.source, two.destination, NAME);
     await two.record('destination', state);
@@ -17,7 +17,7 @@ for (const state of ['incoming', 'started']) {
 
 void t.test(
   'the destination dies and stays away: the guest runs on, and the end comes with it',
-  { timeout: 200_000 },
+  { timeout: 600_000 },
   async (t) => {
     const two = await pair(t);
     await begin(two.source, two.destination, NAME);

@@ -8,7 +8,7 @@ import { ends, guestsOf, MIB, NAME, pair, WAIT_MS } from '../support/crash-pair.
 import { untilEntry, untilRecord } from '../support/journal-watch.ts';
 import { begin, until } from '../support/migrate.ts';
 
-void t.test('while it starts a guest: the guest is ended, and its name is free', { timeout: 200_000 }, async (t) => {
+void t.test('while it starts a guest: the guest is ended, and its name is free', { timeout: 600_000 }, async (t) => {
   const cluster = makeCluster(t);
   const agent = await cluster.agent('a');
   const options = { memory: 512 * MIB };
@@ -25,7 +25,7 @@ void t.test('while it starts a guest: the guest is ended, and its name is free',
   await checkAll(cluster, NAME, 0);
 });
 
-void t.test('one process under two names is refused', { timeout: 200_000 }, async (t) => {
+void t.test('one process under two names is refused', { timeout: 600_000 }, async (t) => {
   const cluster = makeCluster(t);
   const agent = await cluster.agent('a');
   await agent.client.runGuest({ name: NAME, driver: 'embedded', options: { memory: 4 * MIB } });
@@ -35,7 +35,7 @@ void t.test('one process under two names is refused', { timeout: 200_000 }, asyn
   await checkAll(cluster, NAME, 0);
 });
 
-void t.test('a name that is arriving is not given away', { timeout: 200_000 }, async (t) => {
+void t.test('a name that is arriving is not given away', { timeout: 600_000 }, async (t) => {
   const two = await pair(t);
   await begin(two.source, two.destination, NAME);
   await two.record('destination', 'incoming');
@@ -46,7 +46,7 @@ void t.test('a name that is arriving is not given away', { timeout: 200_000 }, a
 
 void t.test(
   'two agents in one memory folder: ending what one started leaves the other its own',
-  { timeout: 200_000 },
+  { timeout: 600_000 },
   async (t) => {
     const two = await pair(t);
     const shared = await two.cluster.agent('c', { memoryFolder: two.source.memoryFolder });

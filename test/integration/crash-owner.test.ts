@@ -9,7 +9,7 @@ import { begin, until } from '../support/migrate.ts';
 const PAGE = 4096;
 
 for (const state of ['owner', 'whole']) {
-  void t.test(`the destination at '${state}': the guest goes on there`, { timeout: 200_000 }, async (t) => {
+  void t.test(`the destination at '${state}': the guest goes on there`, { timeout: 600_000 }, async (t) => {
     const two = await pair(t);
     const id = await begin(two.source, two.destination, NAME);
     await two.record('destination', state);
@@ -24,7 +24,7 @@ for (const state of ['owner', 'whole']) {
 
 void t.test(
   'both die while the guest arrives; the destination comes back alone and waits',
-  { timeout: 200_000 },
+  { timeout: 600_000 },
   async (t) => {
     const two = await pair(t, { fill: { bandwidth: 4 * MIB } });
     await begin(two.source, two.destination, NAME);
@@ -40,7 +40,7 @@ void t.test(
 
 void t.test(
   'a guest whose memory somebody else wrote to is not resumed by a restart',
-  { timeout: 200_000 },
+  { timeout: 600_000 },
   async (t) => {
     const two = await pair(t, { fill: { bandwidth: 4 * MIB } });
     await begin(two.source, two.destination, NAME);

@@ -6,7 +6,7 @@ import { ends, guestsOf, MIB, NAME, pair } from '../support/crash-pair.ts';
 import { begin, reportFaults, until } from '../support/migrate.ts';
 
 for (const state of ['preparing', 'handing-over', 'gone']) {
-  void t.test(`the source at '${state}'`, { timeout: 200_000 }, async (t) => {
+  void t.test(`the source at '${state}'`, { timeout: 600_000 }, async (t) => {
     const two = await pair(t, { fill: { bandwidth: 8 * MIB } });
     void begin(two.source, two.destination, NAME).catch(() => undefined);
     await two.record('source', state);
@@ -25,7 +25,7 @@ for (const state of ['preparing', 'handing-over', 'gone']) {
 
 void t.test(
   'the source dies and stays away before the guest left: the destination lets go',
-  { timeout: 200_000 },
+  { timeout: 600_000 },
   async (t) => {
     const two = await pair(t, { timeouts: { prepareMs: 2_000 } });
     void begin(two.source, two.destination, NAME).catch(() => undefined);
@@ -42,7 +42,7 @@ void t.test(
 
 void t.test(
   "the source's VMM dies with its agent when the guest is gone: its memory serves on",
-  { timeout: 200_000 },
+  { timeout: 600_000 },
   async (t) => {
     const two = await pair(t, { fill: { bandwidth: 8 * MIB } });
     await begin(two.source, two.destination, NAME);

@@ -31,7 +31,7 @@ const shapes: { what: string; options: Record<string, unknown>; frames: number; 
 ];
 
 for (const { what, options, frames, zero } of shapes) {
-  void t.test(`forth and back: ${what}`, { timeout: 200_000 }, async (t) => {
+  void t.test(`forth and back: ${what}`, { timeout: 600_000 }, async (t) => {
     const made = cluster(t);
     const [a, b] = [await made.agent('a'), await made.agent('b')];
     await startGuest(a, 'g1', options);
@@ -70,7 +70,7 @@ for (const { what, options, frames, zero } of shapes) {
   });
 }
 
-void t.test('without verify the report says null', { timeout: 120_000 }, async (t) => {
+void t.test('without verify the report says null', { timeout: 600_000 }, async (t) => {
   const made = cluster(t);
   const [a, b] = [await made.agent('a'), await made.agent('b')];
   await startGuest(a, 'g1');
@@ -81,7 +81,7 @@ void t.test('without verify the report says null', { timeout: 120_000 }, async (
   t.strictSame(await stillLeft(made), []);
 });
 
-void t.test('guests outlive their agents', { timeout: 200_000 }, async (t) => {
+void t.test('guests outlive their agents', { timeout: 600_000 }, async (t) => {
   const made = cluster(t);
   const [a, b] = [await made.agent('a'), await made.agent('b')];
   await startGuest(a, 'g1');
@@ -99,7 +99,7 @@ void t.test('guests outlive their agents', { timeout: 200_000 }, async (t) => {
   t.strictSame(await stillLeft(made), []);
 });
 
-void t.test('two guests cross each other', { timeout: 120_000 }, async (t) => {
+void t.test('two guests cross each other', { timeout: 600_000 }, async (t) => {
   const made = cluster(t);
   const [a, b] = [await made.agent('a'), await made.agent('b')];
   await startGuest(a, 'g1', { memory: '32M' });

@@ -37,7 +37,7 @@ async function failsWith(t: Test, made: Cluster, a: TestAgent, to: string, code:
   t.strictSame(await stillLeft(made), []);
 }
 
-void t.test('names and places', { timeout: 200_000 }, async (t) => {
+void t.test('names and places', { timeout: 600_000 }, async (t) => {
   const made = cluster(t);
   const [a, b] = [await made.agent('a'), await made.agent('b')];
   await startGuest(a, 'g1');
@@ -85,7 +85,7 @@ void t.test('a port and a folder that are in use', { timeout: 60_000 }, async (t
   t.strictSame(await stillLeft(made), []);
 });
 
-void t.test('a destination without room', { timeout: 120_000 }, async (t) => {
+void t.test('a destination without room', { timeout: 600_000 }, async (t) => {
   const made = cluster(t);
   const a = await made.agent('a');
   await startGuest(a, 'g1', { memory: '24M' });

@@ -6,7 +6,7 @@ import { TcpProxy } from '../support/tcp-proxy.ts';
 
 t.setTimeout(600_000);
 
-void t.test("the source's, while the destination gets ready", { timeout: 120_000 }, async (t) => {
+void t.test("the source's, while the destination gets ready", { timeout: 600_000 }, async (t) => {
   const made = cluster(t);
   const proxy = await TcpProxy.start(t);
   const [a, b] = [await made.agent('a', { advertise: proxy.url }), await made.agent('b')];
@@ -26,7 +26,7 @@ void t.test("the source's, while the destination gets ready", { timeout: 120_000
   t.strictSame(await stillLeft(made), []);
 });
 
-void t.test("the source's, after the guest has left: its memory is enough", { timeout: 120_000 }, async (t) => {
+void t.test("the source's, after the guest has left: its memory is enough", { timeout: 600_000 }, async (t) => {
   const made = cluster(t);
   const [a, b] = [await made.agent('a'), await made.agent('b', { fill: { bandwidth: '6M' } })];
   await startGuest(a, 'g1', { memory: '24M' });
@@ -40,7 +40,7 @@ void t.test("the source's, after the guest has left: its memory is enough", { ti
   t.strictSame(await stillLeft(made), []);
 });
 
-void t.test("the destination's, before it owns the guest", { timeout: 120_000 }, async (t) => {
+void t.test("the destination's, before it owns the guest", { timeout: 600_000 }, async (t) => {
   const made = cluster(t);
   const proxy = await TcpProxy.start(t);
   const [a, b] = [await made.agent('a', { advertise: proxy.url }), await made.agent('b')];
@@ -65,7 +65,7 @@ void t.test("the destination's, before it owns the guest", { timeout: 120_000 },
 
 void t.test(
   "the destination's, when it owns the guest: said, and nothing is resumed",
-  { timeout: 120_000 },
+  { timeout: 600_000 },
   async (t) => {
     const made = cluster(t);
     const [a, b] = [await made.agent('a'), await made.agent('b', { fill: { bandwidth: '4M' } })];

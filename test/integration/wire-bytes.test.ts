@@ -14,7 +14,7 @@ const SLACK = 2_048;
 /** The largest segment on loopback. */
 const SEGMENT = 65_536;
 
-void t.test('bytes.wire is what the sockets carried, and the classes add up', { timeout: 120_000 }, async (t) => {
+void t.test('bytes.wire is what the sockets carried, and the classes add up', { timeout: 600_000 }, async (t) => {
   const network = makeNetwork(t);
   if (network === undefined) {
     t.comment('skipped: no network namespace can be made here');
