@@ -1,25 +1,34 @@
 /**
  * Pagetide's own parts as a pager for benches: the hand-over listener, a session, the fault and fill workers of
- * production, over an arena of slots, a memory file, or a page server elsewhere. A program of its own, so that it has
+ * production, over an arena of slots, a memory file, pages by tag, or a page server elsewhere. A program of its own, so that it has
  * the process topology of the reference handlers.
+ *
+ * By tag, the pages of the memory file are put into a shared-page cache, or listed in a resident index as if a guest of this host had
+ * them.
  *
  *   node pagetide-pager.js '{"socket":…,"guests":N,"spinUs":N,"source":{…}}'
  *
  * stdout: {"event":"ready"} when the socket listens, {"event":"attached"} for each guest, {"event":"filled"} after
  * `fill` on stdin. `rss` on stdin gives {"event":"rss","bytes":…}. Ends with its stdin.
  */
-import { readFileSync } from 'node:fs';
+import { openSync, readFileSync, readSync, statSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { GuestService } from '../../src/memory/guest-service.ts';
 import { HandoverListener } from '../../src/memory/handover.ts';
 import { native } from '../../src/memory/native.ts';
 import type { PagesSpec } from '../../src/memory/worker-messages.ts';
 import { WorkerPools } from '../../src/memory/worker-pools.ts';
+import { CACHE_PAGE, Insertion, PageCache, TAG_BYTES } from '../../src/pages/cache.ts';
+import { linkDuplicates } from '../../src/pages/duplicates.ts';
+import { ResidentIndex } from '../../src/pages/resident.ts';
+import { DOMAIN_KEY_BYTES, DomainKey } from '../../src/pages/tags.ts';
 import { takeCertificates } from './certificates.ts';
 
 export type PagerSource =
   | { kind: 'slots'; arena: string; table: string }
   | { kind: 'file'; path: string }
+  /** `cache`: where to make one; without it, the resident index. */
+  | { kind: 'by-tag'; memory: string; cache?: string }
   | { kind: 'peer'; url: string; migration: string; token: string; frames: number };
 
 export interface PagerArguments {
@@ -37,8 +46,42 @@ function say(event: Record<string, unknown>): void {
   process.stdout.write(`${JSON.stringify(event)}\n`);
 }
 
+/** Frames of the memory file that are read at once. */
+const BATCH = 256;
+
+function taggedPages({ memory, cache: path }: { memory: string; cache?: string }, frames: number): PagesSpec {
+  const secret = new Uint8Array(DOMAIN_KEY_BYTES).fill(7);
+  const key = new DomainKey(secret);
+  const tags = new Uint8Array(new SharedArrayBuffer(frames * TAG_BYTES));
+  const fd = openSync(memory, 'r');
+  const pages = Buffer.allocUnsafeSlow(BATCH * PAGE);
+  for (let at = 0; at < frames; at += BATCH)
+    native().tagFile(key.id, fd, at * PAGE, Math.min(BATCH, frames - at), tags, at, pages);
+  let cache = 0;
+  let resident = 0;
+  if (path === undefined) {
+    const index = ResidentIndex.open(frames);
+    index.add({ domain: 0, key, fd, frames }).set(0, frames, tags);
+    resident = index.lookups(0);
+  } else {
+    const bytes = CACHE_PAGE * (1 + Math.ceil((frames * 32) / CACHE_PAGE) + frames);
+    const pageCache = PageCache.open({ path, bytes });
+    pageCache.setKey(0, secret);
+    for (let at = 0; at < frames; at++) {
+      readSync(fd, pages, 0, PAGE, at * PAGE);
+      if (pageCache.insert(0, tags, at * TAG_BYTES, pages) === Insertion.Rejected)
+        throw new Error(`page ${at} did not go into the cache`);
+    }
+    cache = pageCache.id;
+  }
+  const { next, first } = linkDuplicates(tags);
+  const named = { tags, next, first, key: key.id, cache, resident, domain: 0 };
+  return { kind: 'by-tag', named, peers: { domain: '', urls: [], waitMs: 0 } };
+}
+
 function pagesOf(source: PagerSource): PagesSpec {
   if (source.kind === 'file') return source;
+  if (source.kind === 'by-tag') return taggedPages(source, statSync(source.memory).size / PAGE);
   if (source.kind === 'peer') return { ...source, pageSize: PAGE, patient: false };
   const table = readFileSync(source.table);
   const slots = new Uint32Array(new SharedArrayBuffer(table.length));
