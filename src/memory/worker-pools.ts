@@ -1,8 +1,9 @@
 /**
- * The two pools of long-running tasks: one fault worker and one fill worker for each guest that is being served.
+ * The long-running tasks: one fault worker and one fill worker for each guest that is being served.
  *
- * A fault task must never wait in a queue behind another guest's: a guest is only admitted where a worker of each kind
- * is free, and the pools hold as many threads as there may be guests. Threads are kept for the next guest.
+ * A fault task must never wait in a queue behind another guest's. So each place has a pool of one thread for faults and one for the fill, which
+ * are its own as long as it is taken; a guest is only admitted where a place is free. Threads are started for the first guest that needs
+ * them, before anything of it is served, and kept for the next: an agent that no guest comes to has none.
  */
 import { Piscina } from 'piscina';
 import { PagetideError } from '../errors.ts';
@@ -10,16 +11,23 @@ import { POOL_OPTIONS } from '../batch-workers.ts';
 import { settled } from './settled.ts';
 import type { ServiceEnd, ServiceTask, Settled } from './worker-messages.ts';
 
-function pool(name: string, threads: number): Piscina<ServiceTask, Settled> {
+type Pool = Piscina<ServiceTask, Settled>;
+
+function thread(name: string): Pool {
   return new Piscina<ServiceTask, Settled>({
     filename: new URL(`../../workers/${name}.js`, import.meta.url).href,
-    minThreads: threads,
-    maxThreads: threads,
-    // tasks beyond the threads are refused before they get here
-    maxQueue: threads,
+    minThreads: 1,
+    maxThreads: 1,
+    maxQueue: 1,
     idleTimeout: Number.POSITIVE_INFINITY,
     ...POOL_OPTIONS,
   });
+}
+
+/** The threads of one place. */
+interface Threads {
+  fault: Pool;
+  fill: Pool;
 }
 
 /** A place for one guest, taken before anything else is done for it. */
@@ -32,40 +40,48 @@ export interface Place {
 
 export class WorkerPools {
   readonly size: number;
-  private readonly fault: Piscina<ServiceTask, Settled>;
-  private readonly fill: Piscina<ServiceTask, Settled>;
-  private taken = 0;
+  /** Threads that nobody uses now. */
+  readonly #idle: Threads[] = [];
+  readonly #all: Threads[] = [];
+  #taken = 0;
 
   /** @param size guests that can be served at once, 1 to 64 */
   constructor(size: number) {
     this.size = size;
-    this.fault = pool('fault-worker', size);
-    this.fill = pool('fill-worker', size);
   }
 
   get busy(): number {
-    return this.taken;
+    return this.#taken;
   }
 
   /** @throws PagetideError `PT_NO_WORKER` when every place is taken */
   take(): Place {
-    if (this.taken >= this.size) {
+    if (this.#taken >= this.size) {
       throw new PagetideError('PT_NO_WORKER', `all ${this.size} fault workers are serving guests`);
     }
-    this.taken++;
+    this.#taken++;
+    const threads = this.#idle.pop() ?? this.#start();
     let held = true;
     return {
-      runFault: (task) => settled(this.fault.run(task, { transferList: [task.port] })),
-      runFill: (task) => settled(this.fill.run(task, { transferList: [task.port] })),
+      runFault: (task) => settled(threads.fault.run(task, { transferList: [task.port] })),
+      runFill: (task) => settled(threads.fill.run(task, { transferList: [task.port] })),
       free: () => {
-        if (held) this.taken--;
+        if (!held) return;
         held = false;
+        this.#taken--;
+        this.#idle.push(threads);
       },
     };
   }
 
   /** Ends the threads. Every session must have been stopped: a thread that waits for faults hears of nothing else. */
   async close(): Promise<void> {
-    await Promise.all([this.fault.destroy(), this.fill.destroy()]);
+    await Promise.all(this.#all.flatMap(({ fault, fill }) => [fault.destroy(), fill.destroy()]));
+  }
+
+  #start(): Threads {
+    const threads = { fault: thread('fault-worker'), fill: thread('fill-worker') };
+    this.#all.push(threads);
+    return threads;
   }
 }
