@@ -42,6 +42,9 @@ const LAST_REST_MS = 60_000;
 /** Refusals that no time mends: the peer is another cluster's, or has another secret. */
 const FINAL: ReadonlySet<string> = new Set(['PT_DOMAIN_SECRET', 'PT_PEER_UNTRUSTED', 'PT_BAD_ARGUMENT']);
 
+/** A tag that no page has. */
+const NOBODYS = new Uint8Array(TAG_BYTES).fill(0xff);
+
 /** Tags after which a peer that has next to nothing is asked less often, and the share that is next to nothing. */
 const SAMPLE = 1_024;
 const SCARCE = 1 / 64;
@@ -126,6 +129,17 @@ export class Peer {
   /** @returns false when it can't be asked now; `done` is not called then */
   pages(tags: Uint8Array, done: PagesCallback): boolean {
     return this.#ask((stream) => stream.pages(tags, done));
+  }
+
+  /** Finds out anew how long a round trip takes, where nothing else is under way: asks for a page that nobody has. */
+  measure(): void {
+    if (this.outstanding > 0) return;
+    const begun = this.#now();
+    this.#ask((stream) =>
+      stream.have(NOBODYS, (present) => {
+        if (present !== undefined) this.#fastest = Math.min(this.#fastest, this.#now() - begun);
+      }),
+    );
   }
 
   /** A page that it sent did not have its tag. */

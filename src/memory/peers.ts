@@ -3,7 +3,8 @@
  *
  * Nearness is the shortest round trip: of the source the time that its TCP connection took, of a peer likewise, or the time of
  * its fastest answer. Only what is clearly farther than the source is left alone, another site say: among hosts of one network the
- * differences are noise, and asking many of them takes load off the source.
+ * differences are noise, and asking many of them takes load off the source. One time that was long may be noise, too: who seems too far is
+ * measured again and again.
  */
 import type { PagetideError } from '../errors.ts';
 import { TAG_PAGE } from '../pages/tags.ts';
@@ -32,6 +33,8 @@ const FAR_MS = 5;
 const CONNECT_MS = 3_000;
 /** How often peers are looked after, milliseconds. */
 const LOOK_MS = 50;
+/** So often are those measured again that seem too far: in looks. */
+const MEASURE_LOOKS = 5;
 
 export interface PeersOptions {
   spec: PeersSpec;
@@ -88,17 +91,30 @@ export class Peers {
   start(): void {
     if (this.#timer !== undefined || this.all.length === 0) return;
     for (const peer of this.all) peer.connect();
+    let looks = 0;
     this.#timer = setInterval(() => {
       for (const peer of this.all) peer.look();
+      if (++looks % MEASURE_LOOKS === 0) this.measureFar();
     }, LOOK_MS);
     this.#timer.unref();
   }
 
   /** Those that can be asked now, and are near enough. */
   near(): Peer[] {
-    const source = this.#options.sourceMs();
-    const far = source === undefined ? Infinity : Math.max(source * FAR_TIMES, source + FAR_MS);
+    const far = this.#far;
     return this.all.filter((peer) => peer.isUp && peer.roundTripMs <= far);
+  }
+
+  /** Measures those again that are too far, as far as is known. */
+  measureFar(): void {
+    const far = this.#far;
+    for (const peer of this.all) if (peer.isUp && peer.roundTripMs > far) peer.measure();
+  }
+
+  /** A longer round trip is too long, milliseconds. */
+  get #far(): number {
+    const source = this.#options.sourceMs();
+    return source === undefined ? Infinity : Math.max(source * FAR_TIMES, source + FAR_MS);
   }
 
   /** Bytes at the sockets so far, HTTP heads included. */

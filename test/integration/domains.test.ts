@@ -236,7 +236,7 @@ void t.test('a host that was away learns it when it is back', async (t) => {
 
 void t.test('a host that did not answer is told again', async (t) => {
   const { agent } = await trusted(t);
-  const quick = { domains: { contactMs: 100 }, timeouts: { peerMs: 500, vmmMs: 500 } };
+  const quick = { domains: { contactMs: 100 }, timeouts: { peerMs: 5_000, vmmMs: 5_000 } };
   const [a, b] = await Promise.all([agent('a', quick), agent('b', NEVER)]);
   await a.client.createDomain('shop');
   await a.client.grantDomain('shop', b.url);

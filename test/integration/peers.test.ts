@@ -32,7 +32,7 @@ async function three(
   const [a, b, c] = await Promise.all([
     cluster.agent('a', quiet),
     // so slowly that the third host is there before it is over, on a busy machine too
-    cluster.agent('b', { ...quiet, fill: { bandwidth: 6 * MIB }, peers }),
+    cluster.agent('b', { ...quiet, fill: { bandwidth: 3 * MIB }, peers }),
     cluster.agent('c', third),
   ]);
   await share('shop', b, a, c);

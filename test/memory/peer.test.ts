@@ -150,6 +150,29 @@ void t.test('closed: nothing is begun any more, and what comes late is closed', 
   t.equal(attempts.length, 0);
 });
 
+void t.test('a peer that seemed too far once is measured again, and asked when it is near', async (t) => {
+  const stream = new FakeStream();
+  stream.connectMs = 300; // the machine was busy just then
+  const peers = new Peers({
+    spec: { domain: 'd', urls: ['http://peer'], waitMs: 500 },
+    key: 0,
+    sourceMs: () => 1,
+    connect: () => Promise.resolve(stream),
+  });
+  t.teardown(() => peers.close());
+  peers.start();
+  await tick();
+  t.same(peers.near(), []);
+  peers.measureFar();
+  peers.measureFar();
+  t.equal(stream.haves.length, 1, 'one question at a time');
+  stream.answerHave(() => false);
+  t.equal(peers.near().length, 1);
+  peers.measureFar();
+  t.equal(stream.haves.length, 0, 'who is near is not measured');
+  t.ok(peers.all[0]!.isWorthAsking, 'it was asked for nothing that it could have had');
+});
+
 void t.test('peers that are much farther than the source are not asked while it is there', async (t) => {
   const source: { ms: number | undefined } = { ms: 1 };
   const at = [0.5, 1.9, 5.9, 7, 80];
