@@ -11,7 +11,14 @@ import { IncomingMigration } from '../migration/incoming.ts';
 import type { MigrationHost } from '../migration/host.ts';
 import { OutgoingMigration } from '../migration/outgoing.ts';
 import { describe } from '../migration/ownership/index.ts';
-import type { CompletionFigures, Finding, IncomingStatus, MigrationInfo, PrepareRequest } from '../migration/types.ts';
+import type {
+  CompletionFigures,
+  Finding,
+  IncomingStatus,
+  MigrationInfo,
+  PrepareRequest,
+  Rest,
+} from '../migration/types.ts';
 import { DomainService, type DomainUse } from '../domains/service.ts';
 import type { DomainStore } from '../domains/store.ts';
 import type { Kept } from '../pages/keep-task.ts';
@@ -275,8 +282,12 @@ export class Agent implements AgentService {
     return Promise.resolve(this.migrations.status(migration));
   }
 
-  async loadIncoming(migration: string, epoch: number, sender?: string): Promise<IncomingStatus> {
-    return this.migrations.ask('load', migration, epoch, sender);
+  async loadIncoming(migration: string, epoch: number, rest: Rest, sender?: string): Promise<IncomingStatus> {
+    return this.migrations.load(migration, epoch, rest, sender);
+  }
+
+  async copyIncoming(migration: string, epoch: number, round: number, sender?: string): Promise<IncomingStatus> {
+    return this.migrations.copy(migration, epoch, round, sender);
   }
 
   async takeOver(migration: string, epoch: number, sender?: string): Promise<IncomingStatus> {

@@ -20,6 +20,7 @@ import {
   type Finding,
   type IncomingStatus,
   type PrepareRequest,
+  type Rest,
 } from '../migration/types.ts';
 import type { Guests } from './guests.ts';
 import type { Journal } from './journal.ts';
@@ -151,6 +152,23 @@ export class Migrations {
       peer: source.url,
       ...(obstacle === undefined ? {} : { obstacle: obstacle.toJSON() }),
     });
+  }
+
+  /** @throws PagetideError `PT_UNAUTHORIZED` where another host has prepared it */
+  load(migration: string, epoch: number, rest: Rest, sender?: string): Promise<IncomingStatus> {
+    const machine = this.#incoming(migration, epoch);
+    machine?.checkSource(sender);
+    if (machine !== undefined) machine.rest = rest;
+    return this.ask('load', migration, epoch, sender);
+  }
+
+  /** @throws PagetideError `PT_MIGRATION_UNKNOWN`, `PT_UNAUTHORIZED`, `PT_PROTOCOL` */
+  async copy(migration: string, epoch: number, round: number, sender?: string): Promise<IncomingStatus> {
+    const machine = this.#incoming(migration, epoch);
+    if (machine === undefined) throw new PagetideError('PT_MIGRATION_UNKNOWN', 'that migration is not under way here');
+    machine.checkSource(sender);
+    const copied = await machine.copy(round);
+    return { ...machine.status(), copied };
   }
 
   /** @throws PagetideError `PT_UNAUTHORIZED` where another host has prepared it */

@@ -12,6 +12,7 @@ import type { Kept } from '../pages/keep-task.ts';
 import type {
   CompletionFigures,
   Finding,
+  Rest,
   IncomingStatus,
   MigrationInfo,
   MigrationProgress,
@@ -176,7 +177,9 @@ export interface AgentService {
   prepareIncoming(request: PrepareRequest, sender?: string): Promise<IncomingStatus>;
   incomingStatus(migration: string): Promise<IncomingStatus>;
   /** Waits until the state that the source streams is loaded. */
-  loadIncoming(migration: string, epoch: number, sender?: string): Promise<IncomingStatus>;
+  loadIncoming(migration: string, epoch: number, rest: Rest, sender?: string): Promise<IncomingStatus>;
+  /** Fetches what is lacking of the manifest of this round. */
+  copyIncoming(migration: string, epoch: number, round: number, sender?: string): Promise<IncomingStatus>;
   takeOver(migration: string, epoch: number, sender?: string): Promise<IncomingStatus>;
   abortIncoming(migration: string, epoch: number, sender?: string): Promise<IncomingStatus>;
   completeOutgoing(migration: string, epoch: number, figures: CompletionFigures, sender?: string): Promise<void>;

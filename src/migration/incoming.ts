@@ -30,11 +30,13 @@ import { MachineRunner } from './runner.ts';
 import { StateChannel, type SwitchState } from './state-channel.ts';
 import type {
   CompletionFigures,
+  CopiedRound,
   Finding,
   IncomingStatus,
   MigrationInfo,
   MigrationProgress,
   PrepareRequest,
+  Rest,
 } from './types.ts';
 
 /** Kept with every record of the journal: what a restarted agent needs. */
@@ -124,6 +126,14 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
   /** Whether the guest belongs to this host, or may come to. */
   get holdsGuest(): boolean {
     return !this.ended;
+  }
+
+  /** What comes of what is lacking at `load`. */
+  rest: Rest = 'serve';
+
+  /** Fetches what is lacking of the manifest of this round. @throws PagetideError `PT_PROTOCOL` when no rounds were agreed on */
+  copy(round: number): Promise<CopiedRound> {
+    return Promise.reject(new PagetideError('PT_PROTOCOL', `this migration has no round ${round}`));
   }
 
   /** The source asks; resolves with the machine's answer, when it has decided. */

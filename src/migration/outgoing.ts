@@ -456,6 +456,9 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
             description: this.details.vmm.description,
             source: { url: this.#host.url, token: this.details.token },
             verify: this.details.verify,
+            copies: false,
+            serves: true,
+            bandwidth: 0,
           });
           break;
         case 'load':

@@ -3,7 +3,11 @@ import type { ErrorJson } from '../errors.ts';
 import type { GuestDescription } from '../guests/driver.ts';
 import type { DomainClaim } from './domains.ts';
 
-export type Mode = 'post-copy';
+/**
+ * How a guest's memory moves. `post-copy`: the guest runs at the destination first, and its pages follow. `pre-copy`: they are copied
+ * in rounds while it runs at the source, and it moves when all are there. `hybrid`: rounds first, and what changed since follows.
+ */
+export type Mode = 'post-copy' | 'pre-copy' | 'hybrid';
 
 /**
  * Where a migration stands, as an operator sees it.
@@ -98,6 +102,32 @@ export interface PrepareRequest {
   source: { url: string; token: string };
   /** Let the guest check itself once every page is there, before the source frees its copy. */
   verify: boolean;
+  /** Rounds come ({@link CopiedRound}): pages are copied while the guest still runs at the source. */
+  copies: boolean;
+  /** The guest may run before every page is there: the destination needs a userfaultfd. Without it, `load` is of `rest: 'copy'`. */
+  serves: boolean;
+  /** Bytes of pages that the destination fetches a second, at most; 0: its own limit alone. */
+  bandwidth: number;
+}
+
+/** `POST /v1/incoming/{id}/load`: `copy`: fetch what is left before the guest runs. `serve`: it runs, and what is left follows. */
+export type Rest = 'copy' | 'serve';
+
+/**
+ * `POST /v1/incoming/{id}/copy`: the destination fetches what it lacks of the manifest that the source has told up to the `round`th
+ * ManifestEnd (1: the first). Answered when it has asked for all of it, with
+ * this in the status; or after {@link ROUND_ANSWER_MS} without: then it is asked for again. The same round may be asked for any number of times.
+ */
+export interface CopiedRound {
+  round: number;
+  /** Frames whose page is not there: they changed before they were read. Of the next round. */
+  lacking: number;
+  /** Frames that got a page in this round, by where it came from; `zero`: that became zero. */
+  frames: Omit<FrameClasses, 'total' | 'present'>;
+  /** Bytes at the sockets of the page connections in this round, both directions. */
+  wireBytes: number;
+  /** How long it took the destination, milliseconds. */
+  ms: number;
 }
 
 /** What a destination needs to know of a manifest to tell which of its chunks it lacks. */
@@ -110,7 +140,10 @@ export interface ManifestOffer {
   chunks: string;
 }
 
-export const PEER_PROTOCOL = 2;
+/** A round that takes longer is answered without its figures after this, milliseconds: whoever waits hears that it goes on. */
+export const ROUND_ANSWER_MS = 2_000;
+
+export const PEER_PROTOCOL = 3;
 
 /** What the destination knows when asked: the answer to every `/v1/incoming/{id}` call. */
 export interface IncomingStatus {
@@ -123,6 +156,8 @@ export interface IncomingStatus {
   error?: ErrorJson;
   /** From `prepared` on: the chunks of the manifest that the destination lacks, [first chunk, count, …]. */
   wants?: number[];
+  /** With the answer to a round. */
+  copied?: CopiedRound;
   /** With `complete`: the same that the destination's own message carried, in case that was lost. */
   figures?: CompletionFigures;
 }

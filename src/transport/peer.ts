@@ -11,7 +11,7 @@ import {
   type DomainCheckIn,
   type DomainOffer,
 } from '../domains/messages.ts';
-import type { CompletionFigures, Finding, IncomingStatus, PrepareRequest } from '../migration/types.ts';
+import type { CompletionFigures, Finding, IncomingStatus, PrepareRequest, Rest } from '../migration/types.ts';
 import { originOf, refusal, unreachable } from './page-connect.ts';
 import { isMigrationId } from './upgrade.ts';
 import { WireBytes } from './wire-bytes.ts';
@@ -147,18 +147,26 @@ export class PeerClient {
   }
 
   /** The state is on its way; resolves when it is loaded. */
-  load(migration: string, epoch: number, options?: CallOptions): Promise<IncomingStatus> {
-    return this.#incoming(migration, 'load', epoch, this.#workMs, options);
+  load(migration: string, epoch: number, rest: Rest = 'serve', options?: CallOptions): Promise<IncomingStatus> {
+    return this.#incoming(migration, 'load', { epoch, rest }, this.#workMs, options);
+  }
+
+  /**
+   * The destination is to fetch what it lacks of a round; resolves when it has asked for all of it, or after a while
+   * without `copied`: ask again then.
+   */
+  copy(migration: string, epoch: number, round: number, options?: CallOptions): Promise<IncomingStatus> {
+    return this.#incoming(migration, 'copy', { epoch, round }, this.#workMs, options);
   }
 
   /** The guest is the destination's from now on; resolves when it runs there. */
   takeOver(migration: string, epoch: number, options?: CallOptions): Promise<IncomingStatus> {
-    return this.#incoming(migration, 'take-over', epoch, this.#workMs, options);
+    return this.#incoming(migration, 'take-over', { epoch }, this.#workMs, options);
   }
 
   /** The destination is to refuse the epoch for good; resolves when its VMM is dead. */
   abort(migration: string, epoch: number, options?: CallOptions): Promise<IncomingStatus> {
-    return this.#incoming(migration, 'abort', epoch, this.#workMs, options);
+    return this.#incoming(migration, 'abort', { epoch }, this.#workMs, options);
   }
 
   /** Tells the source that every page is here, and how it went. */
@@ -202,11 +210,11 @@ export class PeerClient {
   async #incoming(
     migration: string,
     verb: string,
-    epoch: number,
+    body: object,
     timeoutMs: number,
     options?: CallOptions,
   ): Promise<IncomingStatus> {
-    return status(await this.#call('POST', `${incoming(migration)}/${verb}`, { epoch }, timeoutMs, options), migration);
+    return status(await this.#call('POST', `${incoming(migration)}/${verb}`, body, timeoutMs, options), migration);
   }
 
   async #call(

@@ -148,7 +148,6 @@ const CASES: Case[] = [
   },
   ...(
     [
-      ['load', 'loadIncoming', 'loaded'],
       ['take-over', 'takeOver', 'owner'],
       ['abort', 'abortIncoming', 'refused'],
     ] as const
@@ -158,6 +157,18 @@ const CASES: Case[] = [
     call: [method, ID, 7],
     answer: { migration: ID, epoch: 7, state },
   })),
+  ...(['copy', 'serve'] as const).map((rest) => ({
+    path: `/v1/incoming/${ID}/load`,
+    sending: { body: { epoch: 7, ...(rest === 'serve' ? {} : { rest }) } },
+    call: ['loadIncoming', ID, 7, rest],
+    answer: { migration: ID, epoch: 7, state: 'loaded' },
+  })),
+  {
+    path: `/v1/incoming/${ID}/copy`,
+    sending: { body: { epoch: 7, round: 2 } },
+    call: ['copyIncoming', ID, 7, 2],
+    answer: { migration: ID, epoch: 7, state: 'prepared' },
+  },
   {
     path: `/v1/outgoing/${ID}/complete`,
     sending: { body: { epoch: 7, figures: figures() } },

@@ -11,6 +11,7 @@ import type {
   MigrationReport,
   Phase,
   PrepareRequest,
+  Rest,
 } from '../../src/migration/types.ts';
 import type {
   AgentDomains,
@@ -149,6 +150,9 @@ export function prepareRequest(): PrepareRequest {
     mode: 'post-copy',
     description: guestInfo('web1').description,
     verify: true,
+    copies: false,
+    serves: true,
+    bandwidth: 0,
     manifest: { version: 1, frames: 65536, chunks: 'fwA=' },
     source: { url: 'http://127.0.0.1:7411', token: 'a-secret-of-at-least-16' },
   };
@@ -235,8 +239,10 @@ export class FakeService implements AgentService {
   prepareIncoming = (request: PrepareRequest) =>
     this.#promised('prepareIncoming', [request], () => this.#incoming('prepared', request.epoch));
   incomingStatus = (id: string) => this.#promised('incomingStatus', [id], () => this.#incoming('unknown'));
-  loadIncoming = (id: string, epoch: number) =>
-    this.#promised('loadIncoming', [id, epoch], () => this.#incoming('loaded', epoch));
+  loadIncoming = (id: string, epoch: number, rest: Rest) =>
+    this.#promised('loadIncoming', [id, epoch, rest], () => this.#incoming('loaded', epoch));
+  copyIncoming = (id: string, epoch: number, round: number) =>
+    this.#promised('copyIncoming', [id, epoch, round], () => this.#incoming('prepared', epoch));
   takeOver = (id: string, epoch: number) =>
     this.#promised('takeOver', [id, epoch], () => this.#incoming('owner', epoch));
   abortIncoming = (id: string, epoch: number) =>

@@ -53,13 +53,17 @@ void t.test('each message goes to its route, and bytes are counted at the socket
   t.match(await client.prepare(request), { state: 'prepared', epoch: 3 });
   await client.status('abc');
   await client.load('abc', 3);
+  await client.load('abc', 3, 'copy');
+  await client.copy('abc', 3, 2);
   await client.takeOver('abc', 3);
   await client.abort('abc', 3);
   await client.complete('abc', 3, figures);
   t.same(seen, [
     ['POST', '/v1/incoming', request],
     ['GET', '/v1/incoming/abc', undefined],
-    ['POST', '/v1/incoming/abc/load', { epoch: 3 }],
+    ['POST', '/v1/incoming/abc/load', { epoch: 3, rest: 'serve' }],
+    ['POST', '/v1/incoming/abc/load', { epoch: 3, rest: 'copy' }],
+    ['POST', '/v1/incoming/abc/copy', { epoch: 3, round: 2 }],
     ['POST', '/v1/incoming/abc/take-over', { epoch: 3 }],
     ['POST', '/v1/incoming/abc/abort', { epoch: 3 }],
     ['POST', '/v1/outgoing/abc/complete', { epoch: 3, figures }],
@@ -102,7 +106,7 @@ void t.test('a peer that does not answer, or is not there', async (t) => {
   const { client } = await peer(t, () => asked.resolve(), { answerMs: 100, workMs: 60_000 });
   await t.rejects(client.status('abc'), { code: 'PT_PEER_UNREACHABLE', message: /in time/ });
   const abort = new AbortController();
-  const load = client.load('abc', 1, { signal: abort.signal });
+  const load = client.load('abc', 1, 'serve', { signal: abort.signal });
   await asked.promise;
   abort.abort();
   await t.rejects(load, { code: 'PT_CANCELLED' });

@@ -257,11 +257,31 @@ function addPeerRoutes(app: TypedApp, service: AgentService): void {
         tags,
         summary: 'Load the state that the source streams; answers when it is loaded',
         params: idParams,
-        body: s.epochBody,
+        body: s.loadBody,
         response: answer,
       },
     },
-    (request) => service.loadIncoming(request.params.id, request.body.epoch, request.peer),
+    (request) => {
+      const { epoch, rest } = request.body;
+      return service.loadIncoming(request.params.id, epoch, rest, request.peer);
+    },
+  );
+  app.post(
+    '/v1/incoming/:id/copy',
+    {
+      schema: {
+        tags,
+        summary:
+          'Fetch what is lacking of the manifest that was told up to this round; answers when all of it was asked for',
+        params: idParams,
+        body: s.copyBody,
+        response: answer,
+      },
+    },
+    (request) => {
+      const { epoch, round } = request.body;
+      return service.copyIncoming(request.params.id, epoch, round, request.peer);
+    },
   );
   app.post(
     '/v1/incoming/:id/take-over',

@@ -45,7 +45,7 @@ export const migrationId = z
   .meta({ description: 'Names a migration on both sides.' });
 export const epoch = z.int().min(0).meta({ description: 'Grows with every change of owner of the guest.' });
 const driver = z.enum(['embedded', 'qemu']);
-const mode = z.enum(['post-copy']);
+const mode = z.enum(['post-copy', 'pre-copy', 'hybrid']);
 /** Plain HTTP only within one host; that is checked where the connection is made. */
 export const agentUrl = z.url({ protocol: /^https?$/, error: 'an http:// or https:// URL of an agent' }).max(1024);
 
@@ -365,8 +365,21 @@ export const prepareRequest = z
       .meta({ description: 'Tags of the chunks of the guest’s manifest: docs/protocol.md.' }),
     source: z.object({ url: agentUrl, token: z.string().min(16).max(512) }),
     verify: z.boolean(),
+    copies: z.boolean().meta({ description: 'Rounds come, while the guest still runs at the source.' }),
+    serves: z.boolean().meta({ description: 'The guest may run before every page is there.' }),
+    bandwidth: count.meta({ description: "Bytes of pages a second, at most; 0: the destination's own limit alone." }),
   })
   .meta({ id: 'PrepareRequest' });
+
+const copiedRound = z
+  .object({
+    round: z.int().min(1),
+    lacking: count.meta({ description: 'Frames that changed before they were read.' }),
+    frames: frameClasses.omit({ total: true, present: true }),
+    wireBytes: count,
+    ms: figure,
+  })
+  .meta({ id: 'CopiedRound' });
 
 export const completionFigures = z
   .object({
@@ -390,11 +403,28 @@ export const incomingStatus = z
     progress: migrationProgress.exactOptional(),
     error: errorJson.exactOptional(),
     wants: z.array(z.int().nonnegative()).exactOptional(),
+    copied: copiedRound.exactOptional(),
     figures: completionFigures.exactOptional(),
   })
   .meta({ id: 'IncomingStatus' });
 
 export const epochBody = z.strictObject({ epoch });
+
+export const copyBody = z.strictObject({
+  epoch,
+  round: z
+    .int()
+    .min(1)
+    .max(1 << 20),
+});
+
+export const loadBody = z.strictObject({
+  epoch,
+  rest: z
+    .enum(['copy', 'serve'])
+    .default('serve')
+    .meta({ description: 'Fetch what is left before, or after, the guest runs.' }),
+});
 
 export const completeBody = z.strictObject({ epoch, figures: completionFigures });
 
