@@ -202,6 +202,7 @@ function migrationHost(config: AgentConfig, parts: Parts): MigrationHost {
       silenceMs: SILENCE_MS,
       prepareMs: timeouts.prepareMs,
       loadMs: timeouts.loadMs,
+      userfaultfd: config.pager.userfaultfd,
     },
     connectPeer: (peer, expect) =>
       new PeerClient(peer, {
@@ -211,7 +212,7 @@ function migrationHost(config: AgentConfig, parts: Parts): MigrationHost {
       }),
     journal: (record, details) => journal.append({ kind: 'migration', record, details }),
     place: (guest) => guests.place(guest),
-    prepareVmm: (guest, description) => guests.prepare(guest, description),
+    prepareVmm: (guest, description, needs) => guests.prepare(guest, description, needs),
     findVmm: (guest, record) => guests.find(guest, record),
     killStrays: (guest) => guests.endStrays(guest),
     checkRoom: (description) => checkRoom(description.memory.size, config.memoryFolder),

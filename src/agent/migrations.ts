@@ -168,7 +168,7 @@ export class Migrations {
     if (machine === undefined) throw new PagetideError('PT_MIGRATION_UNKNOWN', 'that migration is not under way here');
     machine.checkSource(sender);
     const copied = await machine.copy(round);
-    return { ...machine.status(), copied };
+    return { ...machine.status(), ...(copied === undefined ? {} : { copied }) };
   }
 
   /** @throws PagetideError `PT_UNAUTHORIZED` where another host has prepared it */

@@ -139,6 +139,12 @@ export interface GuestPlace {
   memoryFolder: string;
 }
 
+/** What a VMM that waits for a guest is started for. */
+export interface PrepareNeeds {
+  /** {@link Vmm.acquire} will be asked for. Without it the VMM must start where no userfaultfd is to be had. */
+  userfaultfd: boolean;
+}
+
 export interface Driver {
   readonly name: 'embedded' | 'qemu';
   /** Refuses what cannot be moved safely, before anything is started. */
@@ -148,7 +154,7 @@ export interface Driver {
   /** Takes on a VMM that runs, or waits as incoming, started by someone else. */
   attach(place: GuestPlace, options: Record<string, unknown>): Promise<Vmm>;
   /** Starts a VMM that waits for the state of `description`; touches no guest memory. */
-  prepare(place: GuestPlace, description: GuestDescription): Promise<Vmm>;
+  prepare(place: GuestPlace, description: GuestDescription, needs?: PrepareNeeds): Promise<Vmm>;
   /** Finds a VMM again after a restart of the agent. Resolves to undefined when it is gone. */
   find(place: GuestPlace, record: GuestRecord): Promise<Vmm | undefined>;
 }
