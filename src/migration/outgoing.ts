@@ -136,7 +136,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   /** Begins a migration of a guest that runs here. */
   static start(host: MigrationHost, vmm: Vmm, start: OutgoingStart): OutgoingMigration {
     const migration = randomBytes(8).toString('hex');
-    const step = startSource({ migration, epoch: start.epoch, guest: start.guest, peer: start.peer });
+    const step = startSource({ migration, epoch: start.epoch, guest: start.guest, peer: start.peer, copies: false });
     const token = randomBytes(32).toString('base64url');
     const details = { token, mode: start.mode, verify: start.verify, startedAt: Date.now(), vmm: vmm.record };
     return OutgoingMigration.#begin(host, vmm, step, details);
@@ -337,6 +337,8 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
           () => undefined,
         );
         return;
+      case 'copy':
+        return; // comes with the rounds
       case 'pause':
         this.onVmm(
           async () => {

@@ -12,14 +12,24 @@ export type Mode = 'post-copy' | 'pre-copy' | 'hybrid';
 /**
  * Where a migration stands, as an operator sees it.
  *
- *   preparing → switching → serving → completing → done
- *        │          │
- *        └──────────┴──→ rolling-back → failed | cancelled        (before ownership passes)
+ *   preparing → copying → switching → serving → completing → done
+ *        │         │          │
+ *        └─────────┴──────────┴──→ rolling-back → failed | cancelled        (before ownership passes)
  *
+ * `copying` where memory is copied in rounds before the switch: pre-copy, hybrid.
  * `in-doubt`: the source gave the guest away, and doesn't know whether the destination took it; it stays paused.
  */
 export type Phase =
-  'preparing' | 'switching' | 'in-doubt' | 'serving' | 'completing' | 'rolling-back' | 'done' | 'failed' | 'cancelled';
+  | 'preparing'
+  | 'copying'
+  | 'switching'
+  | 'in-doubt'
+  | 'serving'
+  | 'completing'
+  | 'rolling-back'
+  | 'done'
+  | 'failed'
+  | 'cancelled';
 
 /** How a guest's frames came to the destination; the classes add up to `total`. */
 export interface FrameClasses {

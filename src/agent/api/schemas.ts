@@ -135,6 +135,7 @@ export const migrationProgress = z
   .object({
     phase: z.enum([
       'preparing',
+      'copying',
       'switching',
       'in-doubt',
       'serving',
