@@ -19,6 +19,7 @@ import { readCredentials, setCredentials, type CredentialFiles, type Credentials
 import { Agent } from './agent.ts';
 import { buildApi } from './api/app.ts';
 import { openSharedPages } from './cache.ts';
+import { userfaultfd } from './capabilities.ts';
 import { listenControl } from './api/listen.ts';
 import type { AgentConfig } from './config.ts';
 import { GuestWatches } from './guest-watches.ts';
@@ -195,6 +196,7 @@ function migrationHost(config: AgentConfig, parts: Parts): MigrationHost {
     shared,
     watched: (vmm, domain) => watches.handOver(vmm, domain),
     arrived: (vmm, domain, manifest) => watches.arrived(vmm, domain, manifest),
+    userfaultfd: () => userfaultfd(),
     url,
     settings: {
       spinMicros,

@@ -3,7 +3,9 @@ import type { Logger } from 'pino';
 import { PagetideError } from '../errors.ts';
 import { IncomingMigration, type IncomingDetails } from '../migration/incoming.ts';
 import type { MigrationHost } from '../migration/host.ts';
-import { OutgoingMigration, type OutgoingDetails } from '../migration/outgoing.ts';
+import type { Plan } from '../migration/modes.ts';
+import type { OutgoingDetails } from '../migration/outgoing-details.ts';
+import { OutgoingMigration } from '../migration/outgoing.ts';
 import {
   admission,
   answerState,
@@ -114,12 +116,11 @@ export class Migrations {
     return this.all().findLast((machine) => machine.state.guest === guest && machine.holdsGuest);
   }
 
-  start(request: MigrateRequest): OutgoingMigration {
-    const { guest, to, mode, verify } = request;
+  start({ guest, to, verify }: MigrateRequest, plan: Plan): OutgoingMigration {
     const { vmm } = this.#guests.need(guest);
     // Epochs grow over all hosts that a guest of this name was ever on: the clock carries that over hosts that never met.
     const epoch = Math.max(Date.now(), highestEpoch(this.#records(), guest) + 1);
-    const machine = OutgoingMigration.start(this.#host, vmm, { guest, peer: to, epoch, mode, verify });
+    const machine = OutgoingMigration.start(this.#host, vmm, { guest, peer: to, epoch, plan, verify });
     this.#add(machine);
     return machine;
   }
@@ -208,8 +209,7 @@ export class Migrations {
   async close(): Promise<void> {
     await Promise.all(
       this.all().map(async (machine) => {
-        if (machine instanceof IncomingMigration) await machine.detach();
-        else machine.close();
+        await machine.detach();
       }),
     );
   }

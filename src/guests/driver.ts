@@ -110,6 +110,11 @@ export interface Vmm {
   pause(): Promise<Moment>;
   /** Lets the guest run and waits until it does. Idempotent. Announces it to the network where the VMM can. */
   resume(): Promise<Moment>;
+  /**
+   * Stops the guest, its I/O included, calls `work`, and lets it run on, without a word to the network. One that stands still already
+   * is left so. Rejects with what `work` throws; the guest runs on then, too. A driver whose tracking is exact needs none.
+   */
+  drained?(work: () => void): Promise<void>;
   /** Writes everything but RAM to `sink` and ends it. Guest must be paused. The guest can be resumed afterwards. */
   saveState(sink: Writable): Promise<void>;
   /** Takes the state from `source`. Guest memory may fault meanwhile. Ends paused. */

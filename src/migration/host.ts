@@ -37,6 +37,8 @@ export interface MigrationHost {
   watched(vmm: Vmm, domain: Domain): Promise<GuestTags | undefined>;
   /** A guest has all of its memory. What that was when it began to run here; to be copied, it is gone afterwards. */
   arrived(vmm: Vmm, domain: number, manifest: Manifest): void;
+  /** Whether guests may arrive here before all of their pages do; `why` not. Asked anew each time. */
+  userfaultfd(): { ok: boolean; why?: string };
   /** Under which the other agent reaches this one. */
   readonly url: string;
   /** A client of its own for each migration: its bytes are counted. `expect`: the name that the agent there must have, where it is known. */

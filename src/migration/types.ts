@@ -9,17 +9,41 @@ import type { DomainClaim } from './domains.ts';
  */
 export type Mode = 'post-copy' | 'pre-copy' | 'hybrid';
 
+/** What an operator asks for: `auto` is the best that both hosts can do. */
+export type ModeWanted = 'auto' | Mode;
+
+/** What becomes of a pre-copy whose guest writes faster than pages move: it runs on there without them, stands still for them, or stays. */
+export type OnNoConvergence = 'post-copy' | 'pause' | 'abort';
+
+/** `GET /v1/capabilities`: what an agent can do as a destination. */
+export interface Capabilities {
+  /** Version of the messages between agents that it speaks; {@link PEER_PROTOCOL}. */
+  protocol: number;
+  /** Whether a guest may run there before all of its pages are there; `why` not. */
+  userfaultfd: { ok: boolean; why?: string };
+}
+
 /**
  * Where a migration stands, as an operator sees it.
  *
- *   preparing → switching → serving → completing → done
- *        │          │
- *        └──────────┴──→ rolling-back → failed | cancelled        (before ownership passes)
+ *   preparing → copying → switching → serving → completing → done
+ *        │         │          │
+ *        └─────────┴──────────┴──→ rolling-back → failed | cancelled        (before ownership passes)
  *
+ * `copying` where memory is copied in rounds before the switch: pre-copy, hybrid.
  * `in-doubt`: the source gave the guest away, and doesn't know whether the destination took it; it stays paused.
  */
 export type Phase =
-  'preparing' | 'switching' | 'in-doubt' | 'serving' | 'completing' | 'rolling-back' | 'done' | 'failed' | 'cancelled';
+  | 'preparing'
+  | 'copying'
+  | 'switching'
+  | 'in-doubt'
+  | 'serving'
+  | 'completing'
+  | 'rolling-back'
+  | 'done'
+  | 'failed'
+  | 'cancelled';
 
 /** How a guest's frames came to the destination; the classes add up to `total`. */
 export interface FrameClasses {
@@ -31,6 +55,18 @@ export interface FrameClasses {
   duplicate: number;
   peer: number;
   source: number;
+}
+
+/** One round of copying. Frames got their page from the class that they are counted in. */
+export interface RoundReport extends Omit<FrameClasses, 'total' | 'present'> {
+  /** Frames whose tags were told: in the first round all, then those that had changed. */
+  changed: number;
+  /** Frames that changed again before they were read. */
+  lacking: number;
+  /** Bytes at the sockets of the page connections, both directions. */
+  wireBytes: number;
+  /** How long it took the destination, milliseconds. */
+  ms: number;
 }
 
 /** What a migration ends in. Field names and units are part of the interface. */
@@ -55,6 +91,24 @@ export interface MigrationReport {
   faults: { count: number; p50Us: number; p99Us: number; maxUs: number };
   /** Longest silence of the guest's heartbeat; null where it has none. */
   longestGapMs: number | null;
+  /** Why it was this mode, where nobody asked for it. */
+  why?: string;
+  /** What did not go as asked for. */
+  note?: string;
+  /** The rounds in which memory was copied before the switch; absent where none was. */
+  rounds?: RoundReport[];
+}
+
+/** Memory is being copied while the guest runs. */
+export interface CopyingProgress {
+  /** The round that is under way, from 1. */
+  round: number;
+  /** Frames a second whose page becomes another; 0 in the first round. */
+  dirtyPerSecond: number;
+  /** How long the guest would stand still if it moved now, milliseconds; null in the first round. */
+  expectedDowntimeMs: number | null;
+  /** Frames that this round copies. */
+  frames: number;
 }
 
 export interface MigrationProgress {
@@ -69,12 +123,17 @@ export interface MigrationProgress {
   elapsedMs: number;
   /** What an operator should know now, e.g. that the connection is being made again. */
   note?: string;
+  /** In phase `copying`. */
+  copying?: CopyingProgress;
 }
 
 export interface MigrationInfo {
   id: string;
   guest: string;
+  /** The one that was taken. */
   mode: Mode;
+  /** Why, where nobody asked for it. */
+  why?: string;
   /** URL of the other agent. */
   peer: string;
   direction: 'outgoing' | 'incoming';

@@ -11,7 +11,14 @@ import {
   type DomainCheckIn,
   type DomainOffer,
 } from '../domains/messages.ts';
-import type { CompletionFigures, Finding, IncomingStatus, PrepareRequest, Rest } from '../migration/types.ts';
+import type {
+  Capabilities,
+  CompletionFigures,
+  Finding,
+  IncomingStatus,
+  PrepareRequest,
+  Rest,
+} from '../migration/types.ts';
 import { originOf, refusal, unreachable } from './page-connect.ts';
 import { isMigrationId } from './upgrade.ts';
 import { WireBytes } from './wire-bytes.ts';
@@ -134,6 +141,16 @@ export class PeerClient {
       sent += live.sent;
     }
     return { received, sent };
+  }
+
+  /** What the other agent can do as a destination. @throws PagetideError `PT_PROTOCOL` where it has never heard of the question */
+  async capabilities(options?: CallOptions): Promise<Capabilities> {
+    try {
+      return capabilities(await this.#call('GET', '/v1/capabilities', undefined, this.#answerMs, options), this.origin);
+    } catch (error) {
+      if (!(error instanceof PagetideError) || error.code !== 'PT_BAD_ARGUMENT') throw error;
+      throw new PagetideError('PT_PROTOCOL', `the agent at ${this.origin} is of an older version`, { cause: error });
+    }
   }
 
   /** Asks the destination to get ready. */
@@ -303,6 +320,14 @@ function findings(json: unknown, count: number): Finding[] {
   if (!Array.isArray(found) || found.length !== count || !found.every((finding) => FINDINGS.includes(finding)))
     throw new PagetideError('PT_PEER_FAILED', 'the other agent did not say what it found of each frame');
   return found as Finding[];
+}
+
+function capabilities(json: unknown, origin: string): Capabilities {
+  const { protocol, userfaultfd } = (typeof json === 'object' && json !== null ? json : {}) as Partial<Capabilities>;
+  if (!Number.isInteger(protocol) || typeof userfaultfd?.ok !== 'boolean')
+    throw new PagetideError('PT_PEER_FAILED', `${origin} did not say what it can do`);
+  const why = typeof userfaultfd.why === 'string' ? { why: userfaultfd.why } : {};
+  return { protocol: protocol!, userfaultfd: { ok: userfaultfd.ok, ...why } };
 }
 
 function grants(domain: string): string {

@@ -3,6 +3,7 @@ import t from 'tap';
 import { errorFromJson, PagetideError } from '../../src/errors.ts';
 import {
   cacheInfo,
+  capabilities,
   snapshotInfo,
   DOMAIN,
   domainAnswer,
@@ -14,6 +15,7 @@ import {
   guestInfo,
   ID,
   kept,
+  migrateRequest,
   migrationInfo,
   prepareRequest,
 } from './fake-service.ts';
@@ -129,12 +131,20 @@ const CASES: Case[] = [
     path: '/v1/migrations',
     sending: { body: { guest: 'web1', to: 'http://127.0.0.1:7412' } },
     status: 202,
-    call: ['migrate', { guest: 'web1', to: 'http://127.0.0.1:7412', mode: 'post-copy', verify: true }],
+    call: ['migrate', { guest: 'web1', to: 'http://127.0.0.1:7412', mode: 'auto', verify: true }],
+    answer: migrationInfo('preparing'),
+  },
+  {
+    path: '/v1/migrations',
+    sending: { body: migrateRequest() },
+    status: 202,
+    call: ['migrate', migrateRequest()],
     answer: migrationInfo('preparing'),
   },
   { path: '/v1/migrations', call: ['listMigrations'], answer: [migrationInfo('preparing')] },
   { path: `/v1/migrations/${ID}`, call: ['showMigration', ID], answer: migrationInfo('preparing') },
   { path: '/v1/guests/web1/cancel', sending: post, call: ['cancel', 'web1'], answer: migrationInfo('preparing') },
+  { path: '/v1/capabilities', call: ['capabilities'], answer: capabilities },
   {
     path: '/v1/incoming',
     sending: { body: prepareRequest() },

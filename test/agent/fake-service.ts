@@ -5,6 +5,7 @@ import type { DomainAnswer, DomainCheckIn, DomainOffer, Sender } from '../../src
 import type { DomainInfo, DomainRemoval } from '../../src/domains/service.ts';
 import type { VerifyResult } from '../../src/guests/driver.ts';
 import type {
+  Capabilities,
   CompletionFigures,
   IncomingStatus,
   MigrationInfo,
@@ -136,10 +137,17 @@ export function migrationInfo(phase: Phase, more: Partial<MigrationInfo> = {}): 
   };
 }
 
+export function migrateRequest(): MigrateRequest {
+  const limits = { maxDowntimeMs: 200, maxRounds: 9, bandwidth: 1 << 20, onNoConvergence: 'pause' } as const;
+  return { guest: 'web1', to: 'http://127.0.0.1:7412', mode: 'pre-copy', ...limits, verify: true };
+}
+
 export function figures(): CompletionFigures {
   const { frames, bytes, faults, longestGapMs, verified } = report;
   return { frames, bytes, faults, longestGapMs, verified, resumedAt: 1_700_000_000_000_000, verifyMs: 310 };
 }
+
+export const capabilities: Capabilities = { protocol: 3, userfaultfd: { ok: false, why: 'no right' } };
 
 export function prepareRequest(): PrepareRequest {
   return {
@@ -236,6 +244,7 @@ export class FakeService implements AgentService {
     this.#called('listMigrations', [], () => (this.migration === undefined ? [] : [this.migration]));
   showMigration = (id: string) => this.#called('showMigration', [id], () => this.#migration());
   cancel = (guest: string) => this.#promised('cancel', [guest], () => this.#migration());
+  capabilities = () => this.#called('capabilities', [], () => capabilities);
   prepareIncoming = (request: PrepareRequest) =>
     this.#promised('prepareIncoming', [request], () => this.#incoming('prepared', request.epoch));
   incomingStatus = (id: string) => this.#promised('incomingStatus', [id], () => this.#incoming('unknown'));

@@ -2,6 +2,7 @@ import { once } from 'node:events';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import t, { type Test } from 'tap';
+import { PagetideError } from '../../src/errors.ts';
 import type { CompletionFigures, PrepareRequest } from '../../src/migration/types.ts';
 import { PeerClient, type PeerOptions } from '../../src/transport/peer.ts';
 import { deferred } from './support.ts';
@@ -71,6 +72,26 @@ void t.test('each message goes to its route, and bytes are counted at the socket
   const there = counted();
   t.same(client.bytes, { received: there.sent, sent: there.received });
   t.ok(there.sent > 500);
+});
+
+void t.test('what another agent can do', async (t) => {
+  let text = '';
+  let code = 200;
+  const { client } = await peer(t, ({ url }, answer) => {
+    if (url !== '/v1/capabilities') code = 500;
+    answer.statusCode = code;
+    answer.end(text);
+  });
+  const can = { protocol: 3, userfaultfd: { ok: false, why: 'no right' } };
+  text = JSON.stringify({ ...can, more: 'of a later version' });
+  t.same(await client.capabilities(), can);
+  for (const answer of [{}, { protocol: '3', userfaultfd: { ok: true } }, { protocol: 3, userfaultfd: true }, null]) {
+    text = JSON.stringify(answer);
+    await t.rejects(client.capabilities(), { code: 'PT_PEER_FAILED' }, text);
+  }
+  code = 404;
+  text = JSON.stringify(new PagetideError('PT_BAD_ARGUMENT', 'there is no GET /v1/capabilities').toJSON());
+  await t.rejects(client.capabilities(), { code: 'PT_PROTOCOL', message: /older version/ });
 });
 
 void t.test("the other agent's errors come through as its own", async (t) => {

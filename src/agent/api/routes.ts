@@ -240,6 +240,17 @@ function addMigrationRoutes(app: TypedApp, service: AgentService, events: EventS
 function addPeerRoutes(app: TypedApp, service: AgentService): void {
   const tags = ['between agents'];
   const answer = { 200: s.incomingStatus, ...failure };
+  app.get(
+    '/v1/capabilities',
+    {
+      schema: {
+        tags,
+        summary: 'What this agent can do as a destination',
+        response: { 200: s.capabilities, ...failure },
+      },
+    },
+    () => service.capabilities(),
+  );
   app.post(
     '/v1/incoming',
     { schema: { tags, summary: 'Get ready for a guest', body: s.prepareRequest, response: answer } },
