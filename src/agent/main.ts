@@ -196,7 +196,8 @@ function migrationHost(config: AgentConfig, parts: Parts): MigrationHost {
     shared,
     watched: (vmm, domain) => watches.handOver(vmm, domain),
     arrived: (vmm, domain, manifest) => watches.arrived(vmm, domain, manifest),
-    userfaultfd: () => userfaultfd(),
+    userfaultfd: () =>
+      config.pager.userfaultfd === 'off' ? { ok: false, why: 'it is turned off: pager.userfaultfd' } : userfaultfd(),
     url,
     settings: {
       spinMicros,
