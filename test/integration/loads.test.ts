@@ -7,7 +7,7 @@
 import t from 'tap';
 import type { MigrateRequest } from '../../src/agent/service.ts';
 import { cluster, type TestAgent } from '../support/cluster.ts';
-import { cannotLoad, loadConsole, startLoad, type Load } from '../support/load-guest.ts';
+import { cannotLoad, damage, loadConsole, startLoad, type Load } from '../support/load-guest.ts';
 import { guestFaults, migrate, reportFaults, stillLeft } from '../support/migrate.ts';
 
 type Mode = MigrateRequest['mode'];
@@ -23,19 +23,30 @@ const journeys: [load: Load, there: Mode, back: Mode][] = [
 
 const skip = cannotLoad();
 
-for (const [load, there, back] of journeys) {
-  void t.test(`${load} goes there by ${there} and comes back by ${back}`, { skip, timeout: 600_000 }, async (t) => {
-    const made = cluster(t);
-    const [a, b] = [await made.agent('a'), await made.agent('b')];
-    const began = performance.now();
-    await startLoad(a, load);
-    t.comment(`runs after ${((performance.now() - began) / 1000).toFixed(1)} s`);
-    await leg(t, load, a, b, there);
-    await leg(t, load, b, a, back);
-    await a.client.removeGuest(load);
-    t.same(await stillLeft(made), []);
-  });
-}
+void t.test('real loads move while they work', { skip, timeout: 1_200_000 }, async (t) => {
+  const made = cluster(t);
+  const [a, b] = await Promise.all([made.agent('a'), made.agent('b')]);
+  for (const [load, there, back] of journeys) {
+    await t.test(`${load}: there by ${there}, back by ${back}`, { timeout: 600_000 }, async (t) => {
+      t.teardown(async () => {
+        for (const { client } of [a, b]) await client.removeGuest(load).catch(() => undefined);
+      });
+      const began = performance.now();
+      const seconds = (): string => `${((performance.now() - began) / 1000).toFixed(1)} s`;
+      await startLoad(a, load);
+      t.comment(`runs after ${seconds()}`);
+      await leg(t, load, a, b, there);
+      await leg(t, load, b, a, back);
+
+      // and had anything been wrong, it would have been seen
+      t.ok((await damage(a, load)) > 0, 'its memory was damaged');
+      t.equal((await a.client.verifyGuest(load))?.ok, false, 'it notices');
+      await a.client.removeGuest(load);
+      t.same(await stillLeft(made), []);
+      t.comment(`in all ${seconds()}`);
+    });
+  }
+});
 
 /** Moves the guest, and looks whether all is well with its load. */
 async function leg(t: Tap, load: Load, from: TestAgent, to: TestAgent, mode: Mode): Promise<void> {

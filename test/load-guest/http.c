@@ -72,13 +72,12 @@ static size_t size_of(uint64_t item) {
   return 4096 + mix(item) % 200000;
 }
 
-/* Bytes `from` to `to` of a file. */
+/* Bytes `from` to `to` of a file: hexadecimal digits. */
 static void file_bytes(uint64_t item, size_t from, size_t to, char* out) {
-  for (size_t at = from; at < to;) {
-    uint64_t word = mix(mix(item) + at / 8);
-    size_t skip = at % 8, n = 8 - skip < to - at ? 8 - skip : to - at;
-    memcpy(out + (at - from), (char*)&word + skip, n);
-    at += n;
+  uint64_t word = 0;
+  for (size_t at = from; at < to; at++) {
+    if (at == from || at % 16 == 0) word = mix(mix(item) + at / 16);
+    *out++ = "0123456789abcdef"[word >> (at % 16 * 4) & 15];
   }
 }
 
@@ -235,7 +234,7 @@ static bool check_node(struct worker* w, struct verdict* verdict) {
 const struct load node_load = {
     .name = "node",
     .server = node_command,
-    .user = 100,
+    .user = SERVER_USER,
     .rate = 16,
     .keys = TEXTS,
     .connect = open_node,

@@ -38,6 +38,7 @@ static struct worker workers[WORKERS];
 static struct checks checks;
 static uint64_t seed;
 static pid_t server;
+static atomic_bool running;
 
 enum { TO_WRITE = 0, TO_READ = 1 };
 
@@ -154,6 +155,8 @@ static void* reap(void* unused) {
     if (pid < 0) nap(100);
     if (pid != server || pid <= 0) continue;
     printf("pagetide-load: %s ended with status %x\n", load->name, status);
+    errno = 0;
+    if (!atomic_load(&running)) die("the server ended before the load ran");
     report_wrong(server_item(&workers[0]), workers[0].operations);
   }
   return unused;
@@ -228,8 +231,9 @@ int main(void) {
   checks.workers = WORKERS;
   checks.beat_ms = option("beat", 100, 1, 10000);
   atomic_store(&checks.rate, option("rate", load->rate, 0, 1000 * WORKERS));
-  for (int i = 0; i < WORKERS; i++) start_thread(work, &workers[i]);
   open_channel(&checks);
+  atomic_store(&running, true);
+  for (int i = 0; i < WORKERS; i++) start_thread(work, &workers[i]);
   printf("pagetide-load: %s runs, %llu items\n", load->name, (unsigned long long)checks.items);
   serve_channel(&checks);
 }

@@ -16,7 +16,8 @@
 
 #include "../qemu-guest/guest.h"
 
-enum { WORKERS = 4, MAX_VALUE = 1 << 18 };
+/* SERVER_USER is who the image's files for the server belong to (scripts/build-load-guests.mjs). */
+enum { WORKERS = 4, MAX_VALUE = 1 << 18, SERVER_USER = 5432 };
 
 struct connection {
   int fd; /* -1: not connected */

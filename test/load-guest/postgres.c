@@ -210,7 +210,7 @@ static bool check(struct worker* w, struct verdict* verdict) {
 const struct load postgres_load = {
     .name = "postgres",
     .server = command,
-    .user = 100,
+    .user = SERVER_USER,
     .rate = 16,
     .keys = KEYS,
     .connect = open_it,

@@ -121,7 +121,7 @@ static bool check(struct worker* w, struct verdict* verdict) {
 const struct load redis_load = {
     .name = "redis",
     .server = command,
-    .user = 100,
+    .user = SERVER_USER,
     .rate = 80,
     .keys = KEYS,
     .connect = open_it,
