@@ -211,7 +211,7 @@ int main(void) {
 
   if (load->prepare) load->prepare();
   if (load->server) start_server();
-  start_thread(reap, NULL);
+  if (load->server) start_thread(reap, NULL);
   for (int i = 0; i < WORKERS; i++) {
     struct worker* w = &workers[i];
     pthread_mutex_init(&w->lock, NULL);
