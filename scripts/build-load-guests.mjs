@@ -24,8 +24,8 @@ import { filesBelow, numbered, Packages } from './lib/debian-packages.mjs';
 import { Archive, cache, Failure, kernel, keyOf, main, place, root, run, staticProgram } from './lib/guest-image.mjs';
 
 const folder = 'test/load-guest';
-/** Whoever the servers run as inside the guest, and who owns their files there: nobody that the build machine knows. */
-const SERVER = 5432;
+/** `nobody`, as whom the servers run inside the guest, and whose their files are there. initdb wants a user that this machine has, too. */
+const SERVER = 65534;
 
 const loads = {
   redis(image) {
@@ -118,11 +118,8 @@ class Image {
     this.archive.folder('tmp', { mode: 0o1777 });
     this.archive.file('init', readFileSync(init), { mode: 0o755 });
     this.archive.file('etc/load', load);
-    this.archive.file(
-      'etc/passwd',
-      `root:x:0:0::/:/bin/sh\nserver:x:${SERVER}:${SERVER}::/tmp:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n`,
-    );
-    this.archive.file('etc/group', `root:x:0:\nserver:x:${SERVER}:\nnogroup:x:65534:\nnobody:x:65533:\n`);
+    this.archive.file('etc/passwd', `root:x:0:0::/:/bin/sh\nnobody:x:${SERVER}:${SERVER}::/tmp:/bin/sh\n`);
+    this.archive.file('etc/group', `root:x:0:\nnogroup:x:${SERVER}:\n`);
     this.#key.push(basename(init));
   }
 

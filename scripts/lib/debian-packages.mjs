@@ -5,32 +5,43 @@ import { basename, join } from 'node:path';
 import { cache, Failure, place, run, unpack } from './guest-image.mjs';
 
 /**
- * What Debian offers, after apt's own lists: name → version and names of packages that it depends on, alternatives too. Only
- * what Debian signed counts: apt may know packages of the same names from elsewhere.
+ * What Debian offers this machine, after apt's own lists: name → paragraphs, one a version. Only what Debian signed counts: apt may
+ * know packages of the same names from elsewhere.
  */
 function readCatalogue() {
   const targets = run('apt-get', ['indextargets', '--format', '$(FILENAME)', 'Created-By: Packages', 'Origin: Debian']);
   const files = targets.split('\n').filter((file) => file && existsSync(file));
   if (files.length === 0) throw new Failure("apt has no lists of Debian's packages; run `apt-get update` first");
   const text = run('/usr/lib/apt/apt-helper', ['cat-file', ...files], undefined, { maxBuffer: 1 << 30 });
+  const architectures = [run('dpkg', ['--print-architecture']).trim(), 'all'];
   const catalogue = new Map();
   for (const [, name, paragraph] of text.matchAll(/^Package: (.*)\n((?:.+\n)*)/gm)) {
-    const version = /^Version: (.*)$/m.exec(paragraph)[1];
+    if (!architectures.includes(/^Architecture: (.*)$/m.exec(paragraph)?.[1])) continue;
     const had = catalogue.get(name);
-    if (had && spawnSync('dpkg', ['--compare-versions', had.version, 'ge', version]).status === 0) continue;
-    const field = /^Depends: (.*)$/m.exec(paragraph)?.[1] ?? '';
-    catalogue.set(name, { version, depends: field.split(/[,|]/).map((part) => part.trim().split(/[ :(]/)[0]) });
+    if (had) had.push(paragraph);
+    else catalogue.set(name, [paragraph]);
   }
   return catalogue;
 }
 
 let catalogue;
+const found = new Map();
 
+/** The newest version of a package, and the names of those that it depends on, alternatives too. */
 function lookUp(name) {
   catalogue ??= readCatalogue();
-  const entry = catalogue.get(name);
-  if (!entry) throw new Failure(`Debian's packages, as far as apt knows them, have no ${name}; run \`apt-get update\``);
-  return entry;
+  if (!found.has(name)) {
+    let newest;
+    for (const paragraph of catalogue.get(name) ?? []) {
+      const version = /^Version: (.*)$/m.exec(paragraph)[1];
+      if (newest && spawnSync('dpkg', ['--compare-versions', newest.version, 'ge', version]).status === 0) continue;
+      const depends = /^Depends: (.*)$/m.exec(paragraph)?.[1] ?? '';
+      newest = { version, depends: depends.split(/[,|]/).map((part) => part.trim().split(/[ :(]/)[0]) };
+    }
+    if (!newest) throw new Failure(`apt's lists of Debian's packages have no ${name}; run \`apt-get update\``);
+    found.set(name, newest);
+  }
+  return found.get(name);
 }
 
 /** The package of a release of something, as `postgresql-15`, after the package that stands for the newest, `postgresql`. */

@@ -17,7 +17,7 @@
 #include "../qemu-guest/guest.h"
 
 /* SERVER_USER is who the image's files for the server belong to (scripts/build-load-guests.mjs). */
-enum { WORKERS = 4, MAX_VALUE = 1 << 18, SERVER_USER = 5432 };
+enum { WORKERS = 4, MAX_VALUE = 1 << 18, SERVER_USER = 65534 };
 
 struct connection {
   int fd; /* -1: not connected */
