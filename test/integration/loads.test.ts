@@ -42,7 +42,7 @@ void t.test('real loads move while they work', { skip, timeout: 1_200_000 }, asy
       t.ok((await damage(a, load)) > 0, 'its memory was damaged');
       t.equal((await a.client.verifyGuest(load))?.ok, false, 'it notices');
       await a.client.removeGuest(load);
-      t.same(await stillLeft(made), []);
+      t.same(await stillLeft(made), [], 'nothing is left');
       t.comment(`in all ${seconds()}`);
     });
   }
@@ -52,12 +52,11 @@ void t.test('real loads move while they work', { skip, timeout: 1_200_000 }, asy
 async function leg(t: Tap, load: Load, from: TestAgent, to: TestAgent, mode: Mode): Promise<void> {
   const before = (await from.client.showGuest(load)).stats?.operations ?? 0;
   const { last } = await migrate(from, to, load, { mode });
-  t.equal(last.progress.phase, 'done', JSON.stringify(last.error));
+  t.strictSame([last.progress.phase, last.error], ['done', undefined], `it is at ${to.name}`);
   const { report } = last;
   t.match(report, { guest: load, mode, driver: 'qemu', verified: true }, 'the guest found everything as it left it');
-  t.same(reportFaults(report), []);
-  // it checks once more, and works on
-  t.same(await guestFaults(to, load), []);
+  t.same(reportFaults(report), [], 'the report adds up');
+  t.same(await guestFaults(to, load), [], 'it checks once more, and works on');
   const { stats } = await to.client.showGuest(load);
   t.ok((stats?.operations ?? 0) > before, `${stats?.operations} operations, ${before} before it was moved`);
   t.comment(
@@ -71,4 +70,4 @@ async function leg(t: Tap, load: Load, from: TestAgent, to: TestAgent, mode: Mod
   if (!t.passing()) t.comment(`console at ${to.name}:\n${loadConsole(to, load)}`);
 }
 
-type Tap = Pick<typeof t, 'equal' | 'match' | 'same' | 'ok' | 'comment' | 'passing'>;
+type Tap = Pick<typeof t, 'match' | 'same' | 'strictSame' | 'ok' | 'comment' | 'passing'>;
