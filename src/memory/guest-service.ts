@@ -158,11 +158,12 @@ export class GuestService extends EventEmitter<GuestServiceEvents> {
   }
 
   figures(): ServiceFigures {
+    const { histogram, maxUs } = this.serving;
     const demand = this.serving.traffic('demand');
     const fill = this.serving.traffic('fill');
     return {
       counts: this.table.counts(),
-      faults: { ...summarize(this.serving.histogram), maxUs: this.serving.maxUs },
+      faults: { ...summarize(histogram, maxUs), maxUs },
       wireBytes: this.wireBytes(),
       pageBytes: demand.pages + fill.pages,
       rawBytes: demand.raw + fill.raw,
