@@ -32,7 +32,8 @@ if (version.status !== 0) {
   process.exit(required ? 1 : 0);
 }
 
-const files = [...sources('native'), ...sources('bench/reference')];
+const folders = ['native', 'bench/reference', 'test/qemu-guest', 'test/load-guest'];
+const files = folders.flatMap(sources);
 const mode = args.includes('--fix') ? ['-i'] : ['--dry-run', '-Werror'];
 const ran = spawnSync('clang-format', [...mode, '--style=file', ...files], { cwd: root, stdio: 'inherit' });
 process.exitCode = ran.status ?? 1;

@@ -26,7 +26,7 @@ const FLAGS = [
   `-I${native}`,
 ];
 // What ThreadSanitizer is asked to look at: the tests that have threads.
-const THREADED = ['stress', 'wait', 'install', 'remove', 'again', 'foreign', 'reader'];
+const THREADED = ['stress', 'files', 'wait', 'install', 'remove', 'again', 'foreign', 'reader'];
 const BUILDS = {
   plain: { flags: ['-O2'], env: {} },
   address: {

@@ -15,7 +15,11 @@ export const ERROR_CODES = {
     hint: 'The guest already belongs to the destination; the migration runs to its end.',
   },
   PT_MIGRATION_UNKNOWN: { status: 404, hint: 'The migration has ended or never began.' },
-  PT_MODE_UNSUPPORTED: { status: 400, hint: 'Choose a mode that `pagetide doctor` lists for both hosts.' },
+  PT_MODE_UNSUPPORTED: { status: 400, hint: 'Choose --mode auto; docs/migration.md says what each mode needs.' },
+  PT_NOT_CONVERGING: {
+    status: 409,
+    hint: 'Raise --max-downtime or --bandwidth, choose --on-no-convergence post-copy or pause, or --mode hybrid.',
+  },
   // this host
   PT_UNSUPPORTED_HOST: { status: 501, hint: 'Run `pagetide doctor` on that host.' },
   PT_NO_PERMISSION: { status: 403, hint: '`pagetide doctor` says which right is missing and how to get it.' },

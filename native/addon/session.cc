@@ -50,6 +50,9 @@ class SessionView : public Napi::ObjectWrap<SessionView> {
                            InstanceMethod<&SessionView::Wake>("wake"),
                            InstanceMethod<&SessionView::Reset>("reset"),
                            InstanceMethod<&SessionView::Reconcile>("reconcile"),
+                           InstanceMethod<&SessionView::Adopt>("adopt"),
+                           InstanceMethod<&SessionView::Punch>("punch"),
+                           InstanceMethod<&SessionView::PunchAbsent>("punchAbsent"),
                            InstanceMethod<&SessionView::Counts>("counts"),
                            InstanceMethod<&SessionView::Close>("close"),
                        });
@@ -76,6 +79,12 @@ class SessionView : public Napi::ObjectWrap<SessionView> {
         env, (*keep)->bytes(), (*keep)->frames(),
         [](Napi::Env, void*, std::shared_ptr<PageTable>* held) { delete held; }, keep);
     self.Set("table", Napi::Uint8Array::New(env, session_->frames(), memory, 0));
+    if (session_->origins() == nullptr) return;
+    auto* origins = new std::shared_ptr<uint8_t[]>(session_->origins());
+    Napi::ArrayBuffer view = Napi::ArrayBuffer::New(
+        env, origins->get(), session_->frames(),
+        [](Napi::Env, void*, std::shared_ptr<uint8_t[]>* held) { delete held; }, origins);
+    self.Set("origins", Napi::Uint8Array::New(env, session_->frames(), view, 0));
   }
 
   ~SessionView() override { free(scratch_); }
@@ -214,7 +223,10 @@ class SessionView : public Napi::ObjectWrap<SessionView> {
     if (outcome == nullptr) return info.Env().Undefined();
     if ((size - static_cast<size_t>(offset)) / session_->page_size() < static_cast<uint64_t>(count))
       return Throw(info.Env(), MakeError(ErrorKind::Internal, "the buffer ends before the last page"));
-    return Finish(info.Env(), session_->Install(frame, count, data + offset), outcome);
+    int64_t origin = static_cast<int64_t>(Origin::Source);
+    if (info.Length() > 5 && !GetInt(info, 5, 1, static_cast<int64_t>(Origin::Peer), &origin))
+      return info.Env().Undefined();
+    return Finish(info.Env(), session_->Install(frame, count, data + offset, static_cast<Origin>(origin)), outcome);
   }
 
   Napi::Value InstallFromFile(const Napi::CallbackInfo& info) {
@@ -348,6 +360,25 @@ class SessionView : public Napi::ObjectWrap<SessionView> {
                              static_cast<double>(session_->Reconcile(present.Data(), present.ElementLength() / 2)));
   }
 
+  Napi::Value Adopt(const Napi::CallbackInfo& info) {
+    int64_t id;
+    if (!Open(info.Env()) || !GetInt(info, 0, 1, UINT32_MAX, &id)) return info.Env().Undefined();
+    auto from = Sessions().Find(static_cast<uint32_t>(id));
+    if (!from) return Throw(info.Env(), MakeError(ErrorKind::Internal, "there is no session " + std::to_string(id)));
+    return Done(info.Env(), session_->Adopt(*from));
+  }
+
+  Napi::Value Punch(const Napi::CallbackInfo& info) {
+    int64_t frame, count, state;
+    if (!GetFrames(info, &frame, &count) || !GetInt(info, 2, 0, kFrameStates - 1, &state))
+      return info.Env().Undefined();
+    return Done(info.Env(), session_->Punch(frame, count, static_cast<FrameState>(state)));
+  }
+
+  Napi::Value PunchAbsent(const Napi::CallbackInfo& info) {
+    return Open(info.Env()) ? Done(info.Env(), session_->PunchAbsent()) : info.Env().Undefined();
+  }
+
   Napi::Value Counts(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     if (!Open(env)) return env.Undefined();
@@ -358,6 +389,7 @@ class SessionView : public Napi::ObjectWrap<SessionView> {
     };
     set("total", counts.total);
     set("outstanding", counts.outstanding);
+    set("wanted", counts.wanted);
     set("present", counts.present);
     set("zero", counts.zero);
     set("removed", counts.removed);
@@ -430,6 +462,31 @@ Napi::Value CreateSession(const Napi::CallbackInfo& info) {
   return State(env).session_class.New({Napi::Number::New(env, id)});
 }
 
+Napi::Value CreateFileSession(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (!info[0].IsArray()) return Throw(env, MakeError(ErrorKind::Internal, "argument 0 must be an array"));
+  int64_t page_size;
+  if (!GetInt(info, 1, 1, 1ll << 40, &page_size)) return env.Undefined();
+  Napi::Array array = info[0].As<Napi::Array>();
+  std::vector<TargetFile> files;
+  for (uint32_t i = 0; i < array.Length(); i++) {
+    if (!array.Get(i).IsObject()) return Throw(env, ArgumentError("a file must be an object"));
+    Napi::Object object = array.Get(i).As<Napi::Object>();
+    TargetFile file{};
+    uint64_t fd;
+    constexpr int64_t kMax = 1ll << 52;
+    if (!GetField(env, object, "fd", INT32_MAX, &fd) || !GetField(env, object, "size", kMax, &file.size) ||
+        !GetField(env, object, "offset", kMax, &file.offset))
+      return env.Undefined();
+    file.fd = static_cast<int>(fd);
+    files.push_back(file);
+  }
+  auto session = FaultSession::CreateOverFiles(files, static_cast<uint64_t>(page_size));
+  if (!session.ok()) return Throw(env, session.error);
+  uint32_t id = Sessions().Add(session.value);
+  return State(env).session_class.New({Napi::Number::New(env, id)});
+}
+
 Napi::Value OpenSession(const Napi::CallbackInfo& info) {
   int64_t id;
   if (!GetInt(info, 0, 1, UINT32_MAX, &id)) return info.Env().Undefined();
@@ -477,6 +534,7 @@ Napi::Value ArenaView(const Napi::CallbackInfo& info) {
 void InitSession(Napi::Env env, Napi::Object exports) {
   State(env).session_class = Napi::Persistent(SessionView::Define(env));
   exports.Set("createSession", Napi::Function::New(env, CreateSession));
+  exports.Set("createFileSession", Napi::Function::New(env, CreateFileSession));
   exports.Set("openSession", Napi::Function::New(env, OpenSession));
   exports.Set("destroySession", Napi::Function::New(env, DestroySession));
   exports.Set("createArena", Napi::Function::New(env, CreateArena));

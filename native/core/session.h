@@ -1,4 +1,5 @@
-// A fault session: one guest's userfaultfd, its memory regions and its page table, shared by the threads that serve it.
+// A fault session: one guest's memory and its page table, shared by the threads that bring its pages. The memory is
+// either registered with a userfaultfd, while the guest runs or waits for it, or written in its files, before that.
 //
 // Threads: one at a time in Wait (the fault worker); any number in the install calls (fault worker, fill). The gate and
 // the claims in the page table are what orders them; see gate.h and page_table.h. Nothing here blocks but Wait, and
@@ -11,6 +12,12 @@
 //  * A partial copy tells how far it came: that much is present, the rest goes on.
 //  * A fault on a frame that is present is either late (the page is there: wake) or the guest dropped the page since
 //    (zero page): UFFDIO_ZEROPAGE decides between the two atomically, it never replaces a page that is there.
+//
+// And of a session over files (session_files.cc):
+//  * Pages are written by pwrite, never through a mapping: a full tmpfs is an errno, not SIGBUS.
+//  * A frame is Present only once its whole page is written. What a write that failed half-way leaves is in a frame
+//    that is not: it is written anew, or punched (PunchAbsent), before anybody looks.
+//  * A frame that is Zero is a hole.
 #pragma once
 
 #include <atomic>
@@ -21,6 +28,7 @@
 
 #include "core/error.h"
 #include "core/gate.h"
+#include "core/layout.h"
 #include "core/page_table.h"
 
 namespace pagetide {
@@ -28,11 +36,12 @@ namespace pagetide {
 class PageCache;
 class ResidentIndex;
 
-struct Region {
-  uint64_t host;    // address in the guest's process
-  uint64_t size;    // bytes
-  uint64_t offset;  // bytes in guest memory space
-};
+// What one call may move while a fault may be waiting behind it: 64 KiB take about 30 µs.
+inline constexpr uint64_t kMaxRunBytes = 64 * 1024;
+inline constexpr uint32_t kMaxRunFrames = kMaxRunBytes / 4096;
+
+// Where the page of a frame came from. Keep equal to `Origin` in src/memory/native.ts.
+enum class Origin : uint8_t { None = 0, Source = 1, Cache = 2, Resident = 3, Duplicate = 4, Peer = 5 };
 
 // What an install came to. Keep equal to `Outcome` in src/memory/native.ts.
 enum class Outcome : int {
@@ -66,12 +75,9 @@ struct Waited {
 uint64_t MonotonicNanos();
 
 struct SessionCounts {
-  uint64_t total, outstanding, present, zero, removed, installed, zero_installed, skipped, faults, removes, foreign;
+  uint64_t total, outstanding, wanted, present, zero, removed, installed, zero_installed, skipped, faults, removes,
+      foreign;
 };
-
-// Checks a userfaultfd and the memory that it is to be registered for: a negotiated descriptor, the page size,
-// alignment, overlap, cover without gaps from offset 0. Changes nothing. Returns the regions by offset.
-Result<std::vector<Region>> CheckLayout(int uffd, std::vector<Region> regions, uint64_t page_size);
 
 // Counters in the page table's header; their order is part of its version.
 enum TableCounter : size_t { kInstalled, kZeroInstalled, kSkipped, kFaults, kRemoves, kForeign };
@@ -91,6 +97,10 @@ class FaultSession {
   // gaps from offset 0) before it takes `uffd` over. On failure the descriptor stays the caller's, and there is no
   // table.
   static Result<std::shared_ptr<FaultSession>> Create(Options options);
+  // A session over memory files, of which no page is there: descriptors of its own are made of theirs, and every frame
+  // is Missing. Nothing that needs a userfaultfd works on it: Register, Unregister, Wait, InstallZero, Wake.
+  static Result<std::shared_ptr<FaultSession>> CreateOverFiles(const std::vector<TargetFile>& files,
+                                                               uint64_t page_size);
   ~FaultSession();
 
   uint64_t frames() const { return table_->frames(); }
@@ -117,7 +127,7 @@ class FaultSession {
   // First Missing frame at or after `frame`, or frames().
   uint64_t NextMissing(uint64_t frame) const;
 
-  Installed Install(uint64_t frame, uint64_t count, const uint8_t* pages);
+  Installed Install(uint64_t frame, uint64_t count, const uint8_t* pages, Origin origin = Origin::Source);
   // `scratch` holds a page at least, and up to 64 KiB are used: each thread its own.
   Installed InstallFromFile(uint64_t frame, uint64_t count, int fd, uint64_t offset, uint8_t* scratch,
                             size_t scratch_size);
@@ -136,6 +146,17 @@ class FaultSession {
 
   // The initial map. Not while faults are served.
   void Reset(uint64_t frame, uint64_t count, FrameState state);
+  // What another session has of the same memory: Present and Zero as there, everything else Missing. Not while either
+  // is in use.
+  Error Adopt(const FaultSession& from);
+
+  // Of a session over files, while nothing is installed. Takes the pages of these frames out of their files, and sets
+  // their state; none is changed where it fails.
+  Error Punch(uint64_t frame, uint64_t count, FrameState state);
+  // Takes out whatever is in frames that are not Present: then the files have exactly those that are.
+  Error PunchAbsent();
+  // A byte a frame, Origin of the page that was put there last. Null without files.
+  const std::shared_ptr<uint8_t[]>& origins() const { return origins_; }
   // After a crash: `present` are sorted, disjoint (first, count) pairs of the frames that the kernel has. Returns how
   // many of them nobody here installed.
   uint64_t Reconcile(const uint32_t* present, size_t pairs);
@@ -152,8 +173,18 @@ class FaultSession {
   // Takes a run of frames that need content, from `frame`, not over a region's end nor `limit`; their earlier states go
   // to `before`. Must be inside the gate.
   uint32_t ClaimRun(uint64_t frame, uint64_t limit, FrameState* before);
-  // One UFFDIO_COPY loop over a claimed run; puts back what was not installed.
-  Outcome CopyRun(uint64_t frame, uint32_t run, const uint8_t* pages, const FrameState* before, Installed* result);
+  // Puts pages into a claimed run; puts back the states of what was not installed.
+  Outcome PutRun(uint64_t frame, uint32_t run, const uint8_t* pages, const FrameState* before, Origin origin,
+                 Installed* result);
+  // The two ways: a UFFDIO_COPY loop, a pwrite loop. `done`: frames that are Present now.
+  Outcome CopyRun(uint64_t frame, uint32_t run, const uint8_t* pages, uint32_t* done, Installed* result);
+  Outcome WriteRun(uint64_t frame, uint32_t run, const uint8_t* pages, Origin origin, uint32_t* done,
+                   Installed* result);
+  // Frees the space of `count` frames; the errno.
+  int PunchFiles(uint64_t frame, uint64_t count);
+  // Of a frame that needs content: it is zero. False where it needs none, or its file can't be punched.
+  bool ZeroInFile(uint64_t frame);
+  Error SetUp(const std::string& table_path, bool recover);
   Outcome ZeroOne(uint64_t frame, Installed* result);
   void ApplyRemove(uint64_t start, uint64_t end, Waited* waited);
   // One read of the userfaultfd, with its removes applied. Returns the errno, 0 where something was read.
@@ -176,7 +207,9 @@ class FaultSession {
   uint32_t max_run_ = 1;  // frames a COPY
   bool shared_ = false;
   bool gated_ = false;
-  std::vector<Region> regions_;  // by offset
+  std::vector<Region> regions_;  // by offset; of files, their `host` is 0
+  std::vector<int> files_;       // those of the regions, as many; none with a userfaultfd
+  std::shared_ptr<uint8_t[]> origins_;
   std::vector<const Region*> by_host_;
   std::shared_ptr<PageTable> table_;
   Gate gate_;

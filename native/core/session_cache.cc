@@ -53,7 +53,7 @@ Installed FaultSession::InstallFromCache(uint64_t frame, uint64_t count, const u
     }
     EnterInstall();
     if (ClaimRun(at, at + 1, before) == 1) {
-      result.outcome = CopyRun(at, 1, hit.page, before, &result);
+      result.outcome = PutRun(at, 1, hit.page, before, Origin::Cache, &result);
     } else {
       result.skipped++;
       result.next = at + 1;

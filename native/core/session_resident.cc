@@ -41,7 +41,7 @@ Installed FaultSession::InstallFromResident(uint64_t frame, uint64_t count, cons
     }
     EnterInstall();
     if (ClaimRun(at, at + 1, before) == 1) {
-      result.outcome = CopyRun(at, 1, scratch, before, &result);
+      result.outcome = PutRun(at, 1, scratch, before, Origin::Resident, &result);
     } else {
       result.skipped++;
       result.next = at + 1;

@@ -29,7 +29,7 @@ bool Start(const Options& options, Memory* memory, Workload** workload, Userfaul
   *control = new Control(memory, *workload, userfault);
   if (!(*control)->Bind(options.control, error)) return false;
   if (options.incoming) {
-    if (!CreateUserfault(*memory, options.register_self, userfault, error)) return false;
+    if (options.userfaultfd && !CreateUserfault(*memory, options.register_self, userfault, error)) return false;
     if (!options.handover.empty() && !HandOver(*memory, options.handover, userfault, error)) return false;
   } else if (!(*workload)->Fill(options, error)) {
     return false;

@@ -30,6 +30,7 @@ and can verify every page of itself at any time.
   --fill-from DIR           real content: the files below DIR, in sorted order (/usr/lib)
   --seed N                  (1)
   --incoming                wait for a state; make a userfaultfd, touch no memory
+  --no-userfaultfd          with --incoming: make none, as the memory is whole before the state comes
   --handover SOCKET         send the userfaultfd to the pager that listens there
   --register, --no-register register memory with the userfaultfd (--private) or leave it to the pager (--memory-file)
 
@@ -78,6 +79,8 @@ bool Check(const Options& o, std::string* error) {
       {o.memory_file.empty() != o.is_private, "give either --memory-file or --private"},
       {o.page_size != kUnit && !o.is_private, "--page-size 2M needs --private"},
       {!o.handover.empty() && !o.incoming, "--handover needs --incoming"},
+      {!o.userfaultfd && (!o.incoming || o.is_private || o.register_self || !o.handover.empty()),
+       "--no-userfaultfd needs --incoming and --memory-file, and goes with neither --handover nor --register"},
       {o.existing_memory && (!o.incoming || o.is_private), "--existing-memory needs --incoming and --memory-file"},
       {o.register_self && !o.incoming, "--register needs --incoming"},
       {o.memory_size < (1u << 20) || o.memory_size > (1ull << 42), "--memory-size must be from 1M to 4096G"},
@@ -101,12 +104,13 @@ bool ParseOptions(int argc, char** argv, Options* options, bool* help, std::stri
     const std::string name = argv[i];
     if (name == "--help" || name == "-h") return *help = true;
     if (name == "--private" || name == "--incoming" || name == "--existing-memory" || name == "--register" ||
-        name == "--no-register") {
+        name == "--no-register" || name == "--no-userfaultfd") {
       if (name == "--private") options->is_private = true;
       if (name == "--incoming") options->incoming = true;
       if (name == "--existing-memory") options->existing_memory = true;
       if (name == "--register") registers = 1;
       if (name == "--no-register") registers = 0;
+      if (name == "--no-userfaultfd") options->userfaultfd = false;
       continue;
     }
     if (i + 1 >= argc) {

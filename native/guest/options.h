@@ -26,6 +26,7 @@ struct Options {
 
   // the destination
   bool incoming = false;
+  bool userfaultfd = true;     // make one, where incoming
   std::string handover;        // Unix socket of a pager; empty: the userfaultfd waits to be taken
   bool register_self = false;  // register the memory with the userfaultfd, as Firecracker does
 };

@@ -5,18 +5,29 @@ import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import type { Logger } from 'pino';
 import { PagetideError } from '../errors.ts';
-import type { VerifyResult } from '../guests/driver.ts';
+import type { VerifyResult, Vmm } from '../guests/driver.ts';
 import { MemoryReleaser } from '../memory/release-memory.ts';
 import { IncomingMigration } from '../migration/incoming.ts';
 import type { MigrationHost } from '../migration/host.ts';
+import { planMigration, type Plan } from '../migration/modes.ts';
 import { OutgoingMigration } from '../migration/outgoing.ts';
 import { describe } from '../migration/ownership/index.ts';
-import type { CompletionFigures, Finding, IncomingStatus, MigrationInfo, PrepareRequest } from '../migration/types.ts';
+import {
+  PEER_PROTOCOL,
+  type Capabilities,
+  type CompletionFigures,
+  type Finding,
+  type IncomingStatus,
+  type MigrationInfo,
+  type PrepareRequest,
+  type Rest,
+} from '../migration/types.ts';
 import { DomainService, type DomainUse } from '../domains/service.ts';
 import type { DomainStore } from '../domains/store.ts';
 import type { Kept } from '../pages/keep-task.ts';
 import { PeerClient } from '../transport/peer.ts';
 import { cachePath } from './cache.ts';
+import { writeTracking } from './capabilities.ts';
 import { CacheService } from './cache-service.ts';
 import type { AgentConfig } from './config.ts';
 import { runDoctor } from './doctor.ts';
@@ -213,12 +224,6 @@ export class Agent implements AgentService {
     const { vmm } = this.#guests.need(name);
     await this.#arrived(name);
     this.#refuseBusy(name);
-    // As the types stand there is one mode; requests come from outside.
-    if ((request.mode as string) !== 'post-copy') {
-      throw new PagetideError('PT_MODE_UNSUPPORTED', `there is no mode '${request.mode}'`, {
-        hint: 'Choose post-copy.',
-      });
-    }
     if (sameUrl(to, this.#host.url)) {
       throw new PagetideError('PT_BAD_ARGUMENT', `guest '${name}' is at ${to} already`, {
         hint: 'Give the URL of another agent.',
@@ -227,12 +232,30 @@ export class Agent implements AgentService {
     const state = await vmm.status();
     if (state !== 'running')
       throw new PagetideError('PT_GUEST_STATE', `guest '${name}' is ${state}: only a running guest is migrated`);
+    const plan = await this.#plan(request, vmm);
     await vmm.checkMovable?.();
     await vmm.resetStats();
     this.#refuseBusy(name); // another request may have come meanwhile
-    const machine = this.migrations.start(request);
+    const machine = this.migrations.start(request, plan);
     await settled(machine);
     return machine.info();
+  }
+
+  /**
+   * How the guest is to move. An explicit post-copy needs no question: a destination that can't says so when it is to prepare, and
+   * nothing has changed by then.
+   */
+  async #plan(request: MigrateRequest, { record }: Vmm): Promise<Plan> {
+    const source = { pageSize: record.pageSize, tracking: writeTracking() };
+    if (request.mode === 'post-copy') return planMigration(request, source, undefined);
+    // what can't be is refused also where the destination can't be asked
+    if (request.mode !== 'auto') planMigration(request, source, undefined);
+    const peer = this.#host.connectPeer(request.to);
+    try {
+      return planMigration(request, source, await peer.capabilities());
+    } finally {
+      await peer.close();
+    }
   }
 
   listMigrations(): MigrationInfo[] {
@@ -267,6 +290,10 @@ export class Agent implements AgentService {
 
   // --- between agents
 
+  capabilities(): Capabilities {
+    return { protocol: PEER_PROTOCOL, userfaultfd: this.#host.userfaultfd() };
+  }
+
   async prepareIncoming(request: PrepareRequest, sender?: string): Promise<IncomingStatus> {
     return this.migrations.prepare(request, sender);
   }
@@ -275,8 +302,12 @@ export class Agent implements AgentService {
     return Promise.resolve(this.migrations.status(migration));
   }
 
-  async loadIncoming(migration: string, epoch: number, sender?: string): Promise<IncomingStatus> {
-    return this.migrations.ask('load', migration, epoch, sender);
+  async loadIncoming(migration: string, epoch: number, rest: Rest, sender?: string): Promise<IncomingStatus> {
+    return this.migrations.load(migration, epoch, rest, sender);
+  }
+
+  async copyIncoming(migration: string, epoch: number, round: number, sender?: string): Promise<IncomingStatus> {
+    return this.migrations.copy(migration, epoch, round, sender);
   }
 
   async takeOver(migration: string, epoch: number, sender?: string): Promise<IncomingStatus> {

@@ -106,6 +106,17 @@ export const configSchema = z.strictObject({
     })
     .prefault({})
     .describe('The background fill, which brings the pages that have not faulted.'),
+  pager: z
+    .strictObject({
+      userfaultfd: z
+        .enum(['auto', 'off'])
+        .default('auto')
+        .describe(
+          'Whether guests that arrive may run here before they have every page, which takes a userfaultfd. `off`: only those come that are copied whole, by pre-copy.',
+        ),
+    })
+    .prefault({})
+    .describe('Guests that run here while their pages follow.'),
   cache: z
     .strictObject({
       size: cacheSize

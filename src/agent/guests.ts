@@ -2,7 +2,15 @@
 import { mkdir, rm } from 'node:fs/promises';
 import type { Logger } from 'pino';
 import { asPagetideError, PagetideError, type ErrorJson } from '../errors.ts';
-import type { Driver, GuestDescription, GuestPlace, GuestRecord, Vmm, VmmStatus } from '../guests/driver.ts';
+import type {
+  Driver,
+  GuestDescription,
+  GuestPlace,
+  GuestRecord,
+  PrepareNeeds,
+  Vmm,
+  VmmStatus,
+} from '../guests/driver.ts';
 import { embeddedDriver } from '../guests/embedded/driver.ts';
 import { isAlive } from '../guests/process.ts';
 import { assertCompatible, qemuDriver } from '../guests/qemu/driver.ts';
@@ -116,7 +124,7 @@ export class Guests {
   }
 
   /** Starts a VMM that waits for the guest, or gives the one that was attached as incoming under its name. */
-  async prepare(name: string, description: GuestDescription): Promise<Vmm> {
+  async prepare(name: string, description: GuestDescription, needs: PrepareNeeds): Promise<Vmm> {
     const attached = this.#guests.get(name);
     if (attached !== undefined) {
       if (!attached.awaiting) throw exists(name);
@@ -125,7 +133,7 @@ export class Guests {
     }
     const place = this.place(name);
     await makeFolder(place.folder);
-    return DRIVERS[description.driver].prepare(place, description);
+    return DRIVERS[description.driver].prepare(place, description, needs);
   }
 
   /**

@@ -19,6 +19,7 @@ import { readCredentials, setCredentials, type CredentialFiles, type Credentials
 import { Agent } from './agent.ts';
 import { buildApi } from './api/app.ts';
 import { openSharedPages } from './cache.ts';
+import { userfaultfd } from './capabilities.ts';
 import { listenControl } from './api/listen.ts';
 import type { AgentConfig } from './config.ts';
 import { GuestWatches } from './guest-watches.ts';
@@ -195,6 +196,8 @@ function migrationHost(config: AgentConfig, parts: Parts): MigrationHost {
     shared,
     watched: (vmm, domain) => watches.handOver(vmm, domain),
     arrived: (vmm, domain, manifest) => watches.arrived(vmm, domain, manifest),
+    userfaultfd: () =>
+      config.pager.userfaultfd === 'off' ? { ok: false, why: 'it is turned off: pager.userfaultfd' } : userfaultfd(),
     url,
     settings: {
       spinMicros,
@@ -202,6 +205,7 @@ function migrationHost(config: AgentConfig, parts: Parts): MigrationHost {
       silenceMs: SILENCE_MS,
       prepareMs: timeouts.prepareMs,
       loadMs: timeouts.loadMs,
+      userfaultfd: config.pager.userfaultfd,
     },
     connectPeer: (peer, expect) =>
       new PeerClient(peer, {
@@ -211,7 +215,7 @@ function migrationHost(config: AgentConfig, parts: Parts): MigrationHost {
       }),
     journal: (record, details) => journal.append({ kind: 'migration', record, details }),
     place: (guest) => guests.place(guest),
-    prepareVmm: (guest, description) => guests.prepare(guest, description),
+    prepareVmm: (guest, description, needs) => guests.prepare(guest, description, needs),
     findVmm: (guest, record) => guests.find(guest, record),
     killStrays: (guest) => guests.endStrays(guest),
     checkRoom: (description) => checkRoom(description.memory.size, config.memoryFolder),

@@ -3,7 +3,9 @@ import type { Logger } from 'pino';
 import { PagetideError } from '../errors.ts';
 import { IncomingMigration, type IncomingDetails } from '../migration/incoming.ts';
 import type { MigrationHost } from '../migration/host.ts';
-import { OutgoingMigration, type OutgoingDetails } from '../migration/outgoing.ts';
+import type { Plan } from '../migration/modes.ts';
+import type { OutgoingDetails } from '../migration/outgoing-details.ts';
+import { OutgoingMigration } from '../migration/outgoing.ts';
 import {
   admission,
   answerState,
@@ -20,6 +22,7 @@ import {
   type Finding,
   type IncomingStatus,
   type PrepareRequest,
+  type Rest,
 } from '../migration/types.ts';
 import type { Guests } from './guests.ts';
 import type { Journal } from './journal.ts';
@@ -113,12 +116,11 @@ export class Migrations {
     return this.all().findLast((machine) => machine.state.guest === guest && machine.holdsGuest);
   }
 
-  start(request: MigrateRequest): OutgoingMigration {
-    const { guest, to, mode, verify } = request;
+  start({ guest, to, verify }: MigrateRequest, plan: Plan): OutgoingMigration {
     const { vmm } = this.#guests.need(guest);
     // Epochs grow over all hosts that a guest of this name was ever on: the clock carries that over hosts that never met.
     const epoch = Math.max(Date.now(), highestEpoch(this.#records(), guest) + 1);
-    const machine = OutgoingMigration.start(this.#host, vmm, { guest, peer: to, epoch, mode, verify });
+    const machine = OutgoingMigration.start(this.#host, vmm, { guest, peer: to, epoch, plan, verify });
     this.#add(machine);
     return machine;
   }
@@ -151,6 +153,23 @@ export class Migrations {
       peer: source.url,
       ...(obstacle === undefined ? {} : { obstacle: obstacle.toJSON() }),
     });
+  }
+
+  /** @throws PagetideError `PT_UNAUTHORIZED` where another host has prepared it */
+  load(migration: string, epoch: number, rest: Rest, sender?: string): Promise<IncomingStatus> {
+    const machine = this.#incoming(migration, epoch);
+    machine?.checkSource(sender);
+    if (machine !== undefined) machine.rest = rest;
+    return this.ask('load', migration, epoch, sender);
+  }
+
+  /** @throws PagetideError `PT_MIGRATION_UNKNOWN`, `PT_UNAUTHORIZED`, `PT_PROTOCOL` */
+  async copy(migration: string, epoch: number, round: number, sender?: string): Promise<IncomingStatus> {
+    const machine = this.#incoming(migration, epoch);
+    if (machine === undefined) throw new PagetideError('PT_MIGRATION_UNKNOWN', 'that migration is not under way here');
+    machine.checkSource(sender);
+    const copied = await machine.copy(round);
+    return { ...machine.status(), ...(copied === undefined ? {} : { copied }) };
   }
 
   /** @throws PagetideError `PT_UNAUTHORIZED` where another host has prepared it */
@@ -190,8 +209,7 @@ export class Migrations {
   async close(): Promise<void> {
     await Promise.all(
       this.all().map(async (machine) => {
-        if (machine instanceof IncomingMigration) await machine.detach();
-        else machine.close();
+        await machine.detach();
       }),
     );
   }

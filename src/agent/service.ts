@@ -10,12 +10,15 @@ import type { CacheStats } from '../pages/cache.ts';
 import type { ResidentStats } from '../pages/resident.ts';
 import type { Kept } from '../pages/keep-task.ts';
 import type {
+  Capabilities,
   CompletionFigures,
   Finding,
+  Rest,
   IncomingStatus,
   MigrationInfo,
   MigrationProgress,
-  Mode,
+  ModeWanted,
+  OnNoConvergence,
   PrepareRequest,
 } from '../migration/types.ts';
 
@@ -64,7 +67,15 @@ export interface MigrateRequest {
   guest: string;
   /** URL of the destination's agent, e.g. `http://127.0.0.1:7412`. */
   to: string;
-  mode: Mode;
+  mode: ModeWanted;
+  /** How long the guest may stand still, milliseconds. */
+  maxDowntimeMs?: number;
+  /** Rounds in which memory is copied, at most. */
+  maxRounds?: number;
+  /** Bytes of pages that the destination fetches a second, at most. */
+  bandwidth?: number;
+  /** What becomes of a pre-copy that does not fit `maxDowntimeMs`. */
+  onNoConvergence?: OnNoConvergence;
   /** Let the guest check itself after completion, where it can. */
   verify: boolean;
 }
@@ -172,11 +183,14 @@ export interface AgentService {
   cancel(guest: string): Promise<MigrationInfo>;
 
   // between agents; each may be repeated
+  capabilities(): Capabilities;
   // `sender`: the name in the certificate of who asks, where it has one
   prepareIncoming(request: PrepareRequest, sender?: string): Promise<IncomingStatus>;
   incomingStatus(migration: string): Promise<IncomingStatus>;
   /** Waits until the state that the source streams is loaded. */
-  loadIncoming(migration: string, epoch: number, sender?: string): Promise<IncomingStatus>;
+  loadIncoming(migration: string, epoch: number, rest: Rest, sender?: string): Promise<IncomingStatus>;
+  /** Fetches what is lacking of the manifest of this round. */
+  copyIncoming(migration: string, epoch: number, round: number, sender?: string): Promise<IncomingStatus>;
   takeOver(migration: string, epoch: number, sender?: string): Promise<IncomingStatus>;
   abortIncoming(migration: string, epoch: number, sender?: string): Promise<IncomingStatus>;
   completeOutgoing(migration: string, epoch: number, figures: CompletionFigures, sender?: string): Promise<void>;

@@ -22,6 +22,14 @@ export function size(text: string): number {
   return bytes;
 }
 
+/** `100M` and the like, in bytes a second; as the configuration has it. */
+export function rate(text: string): number {
+  const bytes = parseSize(text);
+  if (bytes === undefined || bytes < 65_536)
+    throw usage(`"${text}" is no rate`, 'Bytes a second, 64K at least, e.g. 100M.');
+  return bytes;
+}
+
 /** A whole number from `low` to `high`. */
 export function whole(low: number, high: number): (text: string) => number {
   return (text) => {

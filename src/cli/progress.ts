@@ -1,5 +1,5 @@
 /** How a migration's progress is shown: a bar on a terminal, plain lines elsewhere. */
-import type { MigrationInfo, MigrationProgress } from '../migration/types.ts';
+import type { CopyingProgress, MigrationInfo, MigrationProgress } from '../migration/types.ts';
 import { formatMillis } from '../agent/units.ts';
 import { percent } from './show.ts';
 
@@ -38,7 +38,7 @@ export class Rate {
   }
 }
 
-/** A line at every change of phase or note, and every second. */
+/** A line at every change of phase, round or note, and every second. */
 export class LineView implements ProgressView {
   readonly #write: (line: string) => void;
   readonly #rate = new Rate();
@@ -58,7 +58,8 @@ export class LineView implements ProgressView {
     this.#last = info;
     this.#lastAt = performance.now();
     this.#mibPerSecond = this.#rate.sample(info.progress);
-    if (before?.phase === info.progress.phase && before.note === info.progress.note) return;
+    const { phase, note, copying } = info.progress;
+    if (before?.phase === phase && before.note === note && before.copying?.round === copying?.round) return;
     this.#line();
   }
 
@@ -83,13 +84,20 @@ export class LineView implements ProgressView {
   }
 }
 
-/** `web1: serving, 12345/65536 frames (18%), 321 faults, 210.3 MiB/s, 1.2 s` */
+/** `web1: serving, 12345/65536 frames (18%), 321 faults, 210.3 MiB/s, 1.2 s`; while it is copied, the round in place of faults */
 export function formatProgress({ guest, progress }: MigrationInfo, mibPerSecond: number): string {
-  const { phase, framesPresent, framesTotal, faultsServed, elapsedMs, note } = progress;
+  const { phase, framesPresent, framesTotal, faultsServed, elapsedMs, note, copying } = progress;
   const frames = `${framesPresent}/${framesTotal} frames (${percent(framesPresent, framesTotal)}%)`;
   const rate = `${mibPerSecond.toFixed(1)} MiB/s`;
-  const text = `${guest}: ${phase}, ${frames}, ${faultsServed} faults, ${rate}, ${formatMillis(elapsedMs)}`;
+  const events = copying === undefined ? `${faultsServed} faults` : formatCopying(copying);
+  const text = `${guest}: ${phase}, ${frames}, ${events}, ${rate}, ${formatMillis(elapsedMs)}`;
   return note === undefined ? text : `${text}; ${note}`;
+}
+
+/** `round 2, 1234 frames/s dirty, about 210 ms downtime` */
+export function formatCopying({ round, dirtyPerSecond, expectedDowntimeMs }: CopyingProgress): string {
+  if (expectedDowntimeMs === null) return `round ${round}`;
+  return `round ${round}, ${dirtyPerSecond} frames/s dirty, about ${formatMillis(expectedDowntimeMs)} downtime`;
 }
 
 type BarClass = typeof import('cli-progress').SingleBar;
@@ -108,7 +116,7 @@ class BarView implements ProgressView {
     this.#stream = stream;
     this.#bar = new Bar({
       stream,
-      format: '{guest} {phase} [{bar}] {percentage}% {value}/{total} frames, {faults} faults, {rate} MiB/s',
+      format: '{guest} {phase} [{bar}] {percentage}% {value}/{total} frames, {events}, {rate} MiB/s',
       hideCursor: true,
       clearOnComplete: true,
       // signals are ours, and so is the moment to stop
@@ -128,8 +136,9 @@ class BarView implements ProgressView {
   }
 
   #draw({ guest, progress }: MigrationInfo): void {
-    const { phase, framesPresent, framesTotal, faultsServed } = progress;
-    const payload = { guest, phase, faults: faultsServed, rate: this.#mibPerSecond.toFixed(1) };
+    const { phase, framesPresent, framesTotal, faultsServed, copying } = progress;
+    const events = copying === undefined ? `${faultsServed} faults` : formatCopying(copying);
+    const payload = { guest, phase, events, rate: this.#mibPerSecond.toFixed(1) };
     // a bar of no frames would show as full
     const total = Math.max(1, framesTotal);
     if (this.#started) {

@@ -1,7 +1,7 @@
 /** Guests, migrations and reports as people read them. */
 import type { GuestInfo } from '../agent/service.ts';
 import { formatMicros, formatMillis, formatSize } from '../agent/units.ts';
-import type { MigrationInfo, MigrationReport } from '../migration/types.ts';
+import type { MigrationInfo, MigrationReport, RoundReport } from '../migration/types.ts';
 import { pairs, table } from './table.ts';
 
 /** One line a guest. */
@@ -69,8 +69,10 @@ export function showReport(report: MigrationReport): string {
     false: 'NO: bad frames',
     null: 'this guest cannot check itself, or was not asked',
   };
-  return pairs([
+  const text = pairs([
     ['guest', `${report.guest} (${report.driver}, ${report.mode})`],
+    ...(report.why === undefined ? [] : [['mode', report.why] as const]),
+    ...(report.note === undefined ? [] : [['note', report.note] as const]),
     ['verified', verified[`${report.verified}`]],
     ['frames', `${frames.total}${classes === '' ? '' : `: ${classes}`}`],
     [
@@ -82,6 +84,20 @@ export function showReport(report: MigrationReport): string {
     ['faults', latencies(faults)],
     ['longest gap', report.longestGapMs === null ? 'no heartbeat' : formatMillis(report.longestGapMs)],
   ]);
+  return report.rounds === undefined ? text : `${text}\n\n${showRounds(report.rounds)}`;
+}
+
+/** One line a round: what was told, where pages came from, what was on the wire. */
+function showRounds(rounds: readonly RoundReport[]): string {
+  const classes = ['zero', 'cache', 'resident', 'duplicate', 'peer', 'source', 'lacking'] as const;
+  const rows = rounds.map((round, index) => [
+    String(index + 1),
+    String(round.changed),
+    ...classes.map((name) => String(round[name])),
+    formatSize(round.wireBytes),
+    formatMillis(round.ms),
+  ]);
+  return table(['ROUND', 'CHANGED', ...classes.map((name) => name.toUpperCase()), 'WIRE', 'TIME'], rows);
 }
 
 function known(ms: number | null): string {

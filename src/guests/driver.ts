@@ -110,6 +110,11 @@ export interface Vmm {
   pause(): Promise<Moment>;
   /** Lets the guest run and waits until it does. Idempotent. Announces it to the network where the VMM can. */
   resume(): Promise<Moment>;
+  /**
+   * Stops the guest, its I/O included, calls `work`, and lets it run on, without a word to the network. One that stands still already
+   * is left so. Rejects with what `work` throws; the guest runs on then, too. A driver whose tracking is exact needs none.
+   */
+  drained?(work: () => void): Promise<void>;
   /** Writes everything but RAM to `sink` and ends it. Guest must be paused. The guest can be resumed afterwards. */
   saveState(sink: Writable): Promise<void>;
   /** Takes the state from `source`. Guest memory may fault meanwhile. Ends paused. */
@@ -139,6 +144,12 @@ export interface GuestPlace {
   memoryFolder: string;
 }
 
+/** What a VMM that waits for a guest is started for. */
+export interface PrepareNeeds {
+  /** {@link Vmm.acquire} will be asked for. Without it the VMM must start where no userfaultfd is to be had. */
+  userfaultfd: boolean;
+}
+
 export interface Driver {
   readonly name: 'embedded' | 'qemu';
   /** Refuses what cannot be moved safely, before anything is started. */
@@ -148,7 +159,7 @@ export interface Driver {
   /** Takes on a VMM that runs, or waits as incoming, started by someone else. */
   attach(place: GuestPlace, options: Record<string, unknown>): Promise<Vmm>;
   /** Starts a VMM that waits for the state of `description`; touches no guest memory. */
-  prepare(place: GuestPlace, description: GuestDescription): Promise<Vmm>;
+  prepare(place: GuestPlace, description: GuestDescription, needs?: PrepareNeeds): Promise<Vmm>;
   /** Finds a VMM again after a restart of the agent. Resolves to undefined when it is gone. */
   find(place: GuestPlace, record: GuestRecord): Promise<Vmm | undefined>;
 }

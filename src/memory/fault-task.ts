@@ -1,4 +1,5 @@
 /** A guest's task in the fault pool: opens the session and the page source in this thread, and runs the fault service. */
+import { PagetideError } from '../errors.ts';
 import { FaultService } from './fault-service.ts';
 import { openLocalPages, type LocalPages } from './local-pages.ts';
 import { native } from './native.ts';
@@ -9,6 +10,7 @@ import type { ServiceEnd, ServiceTask } from './worker-messages.ts';
 
 /** Ends when the session is stopped or the guest is gone. */
 export async function runFaultTask(task: ServiceTask): Promise<ServiceEnd> {
+  if (task.session === undefined) throw new PagetideError('PT_INTERNAL', 'nothing is served without a userfaultfd');
   const session = native().openSession(task.session);
   const serving = new Serving(task.serving);
   const port = new ServicePort(task.port);
@@ -35,7 +37,7 @@ export async function runFaultTask(task: ServiceTask): Promise<ServiceEnd> {
     });
     if (remote !== undefined) remote.faults = faults;
     port.tell({ event: 'ready' });
-    if (!(await port.started)) return { end: 'stopped' };
+    if ((await port.next()).do !== 'start') return { end: 'stopped' };
     return { end: await faults.run() };
   } finally {
     remote?.close();

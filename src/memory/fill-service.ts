@@ -1,5 +1,6 @@
 /**
- * The fill: brings, behind the faults, every page that the guest has not touched.
+ * The fill: brings, behind the faults, every page that the guest has not touched; and before that, in rounds, what the guest's
+ * memory files lack while it still runs at the source.
  *
  *   choose a run (fill-order) ─ claim ─► local: install ──────────────────────────► next
  *                                     └► remote: ask for a batch ─► answer: install, mark zeros ─► next
@@ -18,10 +19,11 @@
  * for on the demand connection like any frame in flight.
  */
 import { PagetideError } from '../errors.ts';
+import { FillBudget } from './fill-budget.ts';
 import { FillOrder } from './fill-order.ts';
 import { bit, firstWrong, rest, sortOut, type FilledBatch } from './filled-batch.ts';
 import { wrongPage, type LocalPages } from './local-pages.ts';
-import { FrameState, Outcome, OutcomeField, OUTCOME_FIELDS } from './native.ts';
+import { FrameState, Origin, Outcome, OutcomeField, OUTCOME_FIELDS } from './native.ts';
 import type { NamedPages } from './named-pages.ts';
 import type { FillSide } from './peer-fill.ts';
 import type { FaultSession } from './native.ts';
@@ -46,8 +48,13 @@ export interface PeerBatches {
   stop(): void;
 }
 
+/** What kind of round it is, see above. */
+export type FillRound = 'loose' | 'strict';
+
 export interface FillOptions {
   session: FaultSession;
+  /** The session is one over files, and the guest does not run here yet. */
+  round?: FillRound | undefined;
   serving: Serving;
   local?: LocalPages | undefined;
   remote?: BatchPages | undefined;
@@ -65,6 +72,7 @@ export interface FillOptions {
   onTrouble?: (frame: number, error: PagetideError) => void;
 }
 
+/** `filled`: nothing is outstanding; after a loose round, nothing but what was set aside. */
 export type FillEnd = 'filled' | 'stopped' | 'gone';
 
 /** Frames a batch while a fault waits. */
@@ -95,20 +103,23 @@ export class FillService implements FillSide {
   private failure: PagetideError | undefined;
   private troubled = false;
   private pausedUntil = 0;
-  private budget = 0;
-  private budgetAt = performance.now();
+  private readonly budget: FillBudget;
 
   constructor(options: FillOptions) {
     this.options = options;
+    this.budget = new FillBudget(options.bandwidth);
     this.order = new FillOrder(options.session, options.serving);
     this.peers = options.peers?.(this);
   }
 
   /**
    * Fills until nothing is outstanding. Nothing stays claimed by it, however it ends.
-   * @throws PagetideError `PT_FOREIGN_PAGE`
+   * @throws PagetideError `PT_FOREIGN_PAGE`; of a round, `PT_NO_SPACE` and whatever else keeps a page from being written
    */
   async run(): Promise<FillEnd> {
+    const { session, round } = this.options;
+    // what the last round has set aside
+    if (round !== undefined) session.release(0, session.frames, FrameState.Wanted);
     try {
       return await this.work();
     } finally {
@@ -120,7 +131,7 @@ export class FillService implements FillSide {
   }
 
   private async work(): Promise<FillEnd> {
-    const { session, local } = this.options;
+    const { local } = this.options;
     for (;;) {
       if (this.failure !== undefined) throw this.failure;
       if (this.gone) return 'gone';
@@ -130,15 +141,21 @@ export class FillService implements FillSide {
         if (this.again.length > 0) await this.pause(this.troubled ? TROUBLE_MS : AGAIN_MS);
         continue;
       }
-      if (local !== undefined) {
-        if (!(await this.fillLocal(local))) await this.pause(IDLE_MS);
-      } else {
-        this.ask();
-        await this.pause(IDLE_MS);
-      }
-      // The table is the truth: frames that faults wait for are outstanding too, and not ours.
-      if (session.nextMissing(0) < 0 && this.inFlight.size === 0 && session.counts().outstanding === 0) return 'filled';
+      let idle = true;
+      if (local === undefined) this.ask();
+      else idle = !(await this.fillLocal(local));
+      // before the pause: where all that was lacking was here, nobody would end it
+      if (this.isFilled()) return 'filled';
+      if (idle) await this.pause(IDLE_MS);
     }
+  }
+
+  /** The table is the truth: frames that faults wait for are outstanding too, and not ours. */
+  private isFilled(): boolean {
+    const { session, round } = this.options;
+    if (this.isOver() || this.again.length > 0 || this.inFlight.size > 0 || session.nextMissing(0) >= 0) return false;
+    const { outstanding, wanted } = session.counts();
+    return outstanding === (round === 'loose' ? wanted : 0);
   }
 
   stop(): void {
@@ -161,7 +178,7 @@ export class FillService implements FillSide {
     this.install(batch);
     this.ask();
     // when the guest has its pages, and the next ones are on their way
-    if (named?.keeps === true) this.keep(named, batch);
+    if (named !== undefined && this.isWorthKeeping(named)) this.keep(named, batch);
     if (this.again.length > 0 || this.inFlight.size === 0) this.wake?.();
   }
 
@@ -170,10 +187,23 @@ export class FillService implements FillSide {
    * asked for again after a while, as the source may not have them right either.
    */
   private answerInPart(named: NamedPages, batch: FilledBatch): void {
-    const { session, serving } = this.options;
+    const { session, serving, round } = this.options;
     const { right, wrong } = sortOut(named, batch, session.pageSize);
-    serving.addPages('fill', batch.wireBytes, 0, 0);
+    // the pages that are right are counted as they are installed
+    const rightBytes = right.reduce((sum, part) => sum + part.pages.length, 0);
+    serving.addPages('fill', batch.wireBytes, batch.pages.length - rightBytes, 0);
     for (const part of right) this.install(part);
+    if (round === 'loose') {
+      for (const frame of wrong) {
+        session.claim(frame, 1, FrameState.Wanted);
+        // of those with the same tag another may be as it was
+        this.leaveRing(named, frame);
+      }
+      this.ask();
+      this.wake?.();
+      if (named.keeps) for (const part of right) this.keep(named, part);
+      return;
+    }
     for (const frame of wrong) {
       serving.mismatched();
       this.trouble(
@@ -183,8 +213,13 @@ export class FillService implements FillSide {
       this.giveBack(Uint32Array.of(frame, 1));
     }
     this.pausedUntil = performance.now() + REFUSED_MS;
-    if (named.keeps) for (const part of right) this.keep(named, part);
+    if (this.isWorthKeeping(named)) for (const part of right) this.keep(named, part);
     this.wake?.();
+  }
+
+  /** While the guest stands still for a round it waits for that, not for what other guests may want later. */
+  private isWorthKeeping(named: NamedPages): boolean {
+    return named.keeps && this.options.round !== 'strict';
   }
 
   /** See {@link FillSide}. */
@@ -196,7 +231,7 @@ export class FillService implements FillSide {
     if (this.isOver()) return;
     this.ask();
     const { named } = this.options;
-    if (named?.keeps === true) for (const batch of batches) this.keep(named, batch);
+    if (named !== undefined && this.isWorthKeeping(named)) for (const batch of batches) this.keep(named, batch);
     this.wake?.();
   }
 
@@ -301,7 +336,8 @@ export class FillService implements FillSide {
       if (named.next(at) === at) continue;
       this.rings.delete(named.ring(at));
       for (let other = named.next(at); other !== at; other = named.next(other)) {
-        const result = session.install(other, 1, pages, offset + i * session.pageSize, this.outcome);
+        const from = offset + i * session.pageSize;
+        const result = session.install(other, 1, pages, from, this.outcome, Origin.Duplicate);
         const installed = this.outcome[OutcomeField.Installed]!;
         serving.addRepeated('fill', installed);
         if (installed > 0) this.troubled = false;
@@ -329,7 +365,7 @@ export class FillService implements FillSide {
 
   /** Fills the window of requests. */
   private ask(): void {
-    const { remote, serving, window, batchFrames } = this.options;
+    const { session, remote, serving, window, batchFrames } = this.options;
     if ((remote === undefined && this.peers === undefined) || this.stopped || performance.now() < this.pausedUntil)
       return;
     for (let rounds = 0; ; rounds++) {
@@ -340,7 +376,7 @@ export class FillService implements FillSide {
       }
       const polite = serving.demandWaiting > 0;
       const underWay = this.inFlight.size + (this.peers?.asking ?? 0);
-      if (underWay >= (polite ? 1 : window) || !this.withinBandwidth()) return;
+      if (underWay >= (polite ? 1 : window) || !this.budget.isOpen()) return;
       const frames = this.order.next(polite ? Math.min(POLITE_FRAMES, batchFrames) : batchFrames);
       if (frames.length === 0) return;
       const runs = this.wanted(frames);
@@ -349,30 +385,16 @@ export class FillService implements FillSide {
       const taken = this.peers?.take(runs) ?? 'nobody to ask';
       if (taken === 'held by nobody') return;
       if (taken === 'nobody to ask' && !this.fromSource(runs)) return;
-      this.spend(runs);
+      this.budget.spend(runs, session.pageSize);
     }
-  }
-
-  private withinBandwidth(): boolean {
-    const { bandwidth } = this.options;
-    if (bandwidth === 0) return true;
-    const now = performance.now();
-    // Never more than a tenth of a second's worth saved up.
-    this.budget = Math.min(bandwidth / 10, this.budget + ((now - this.budgetAt) * bandwidth) / 1000);
-    this.budgetAt = now;
-    return this.budget >= 0;
-  }
-
-  private spend(runs: ArrayLike<number>): void {
-    for (let i = 1; i < runs.length; i += 2) this.budget -= runs[i]! * this.options.session.pageSize;
   }
 
   /** @returns false when nothing could be chosen */
   private async fillLocal(local: LocalPages): Promise<boolean> {
     const { session, batchFrames } = this.options;
-    if (!this.withinBandwidth()) return false;
+    if (!this.budget.isOpen()) return false;
     const runs = this.order.next(batchFrames);
-    this.spend(runs);
+    this.budget.spend(runs, session.pageSize);
     for (let i = 0; i < runs.length; i += 2) {
       let frame = runs[i]!;
       const end = frame + runs[i + 1]!;
@@ -419,7 +441,8 @@ export class FillService implements FillSide {
         if (isZero) {
           session.markZero(frame, count); // in no ring
         } else {
-          const result = session.install(frame, count, pages, offset, this.outcome);
+          const origin = batch.from === 'peer' ? Origin.Peer : Origin.Source;
+          const result = session.install(frame, count, pages, offset, this.outcome, origin);
           this.progress(this.outcome[OutcomeField.Installed]!, batch.from);
           if (result !== Outcome.Done) {
             const done = this.outcome[OutcomeField.Next]! - frame;
@@ -470,6 +493,11 @@ export class FillService implements FillSide {
     } else {
       const errno = this.outcome[OutcomeField.Errno]!;
       const code = errno === 12 ? 'PT_NO_MEMORY' : errno === 28 ? 'PT_NO_SPACE' : 'PT_SYSCALL';
+      if (this.options.round !== undefined) {
+        this.failure = new PagetideError(code, `writing the page of frame ${frame} failed with errno ${errno}`);
+        this.wake?.();
+        return false;
+      }
       this.trouble(
         frame,
         new PagetideError(code, `the fill waits: installing frame ${frame} failed with errno ${errno}`),

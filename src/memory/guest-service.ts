@@ -2,20 +2,28 @@
  * The main thread's handle on what serves one guest: a fault worker and a fill worker over one session.
  *
  *   connecting ──ready──► idle ──serve()──► serving ──fill()──► filling ──nothing outstanding──► filled
- *        ╲                  ╲                  ╲                    ╲                               │
- *         ╰──────────────────┴──────────────────┴── stop() / guest gone / failure ──► ended ◄───────╯
+ *        ╲              ▲  │ ╲                 ╲                    ╲                               │
+ *         ╲     round() ╰──╯  ╲                 ╲                    ╲                              │
+ *          ╰───────────────────┴─────────────────┴── stop() / guest gone / failure ──► ended ◄─────╯
+ *
+ * Rounds copy into the guest's files, by a session of their own (`copy`), before it runs here; see fill-service.ts. A guest that is
+ * copied whole needs no other: then there is no fault worker, and nothing is ever served.
  */
 import { EventEmitter } from 'node:events';
 import { MessageChannel, type MessagePort } from 'node:worker_threads';
 import { asPagetideError, errorFromJson, PagetideError, type ErrorCode } from '../errors.ts';
 import { summarize } from './histogram.ts';
 import { native, type FaultSession, type SessionCounts } from './native.ts';
+import type { FillRound } from './fill-service.ts';
 import { Serving } from './serving.ts';
 import type { FromWorker, PagesSpec, ServiceEnd, ServiceTask, ToWorker } from './worker-messages.ts';
 import type { Place } from './worker-pools.ts';
 
 export interface GuestServiceOptions {
-  session: FaultSession;
+  /** With the guest's userfaultfd; undefined: it is only copied. One of the two is there. */
+  session?: FaultSession | undefined;
+  /** Over its memory files; undefined: no rounds come. */
+  copy?: FaultSession | undefined;
   place: Place;
   pages: PagesSpec;
   /** Look for the next fault this long before sleeping, microseconds. */
@@ -68,30 +76,72 @@ interface Worker {
 }
 
 export class GuestService extends EventEmitter<GuestServiceEvents> {
-  readonly session: FaultSession;
   readonly serving = new Serving();
+  private readonly served: FaultSession | undefined;
+  private readonly copy: FaultSession | undefined;
   private readonly place: Place;
-  private readonly fault: Worker;
+  private readonly fault: Worker | undefined;
   private readonly fillWorker: Worker;
+  /** The round that is under way. */
+  private underWay: { resolve: (copied: boolean) => void; reject: (error: PagetideError) => void } | undefined;
   private stopping = false;
+  private isServing = false;
 
   /** Starts both workers, which connect; nothing is served before {@link serve}. Takes the place over. */
   constructor(options: GuestServiceOptions) {
     super();
-    this.session = options.session;
+    this.served = options.session;
+    this.copy = options.copy;
     this.place = options.place;
-    this.fault = this.start(options, (task) => options.place.runFault(task));
+    if (options.session !== undefined) this.fault = this.start(options, (task) => options.place.runFault(task));
     this.fillWorker = this.start(options, (task) => options.place.runFill(task));
     void this.watch();
   }
 
   /** Resolves when the source answers on both connections. Rejects when a worker failed before. */
   async ready(): Promise<void> {
-    await Promise.all([this.fault.ready, this.fillWorker.ready]);
+    await Promise.all([this.fault?.ready, this.fillWorker.ready]);
+  }
+
+  /** The session with the userfaultfd. @throws PagetideError `PT_INTERNAL` where the guest is only copied */
+  get session(): FaultSession {
+    if (this.served === undefined) throw new PagetideError('PT_INTERNAL', 'there is no userfaultfd');
+    return this.served;
+  }
+
+  /**
+   * One round of copying: what the files lack comes, see {@link FillRound}. One at a time, and none once faults are served.
+   * @returns false when it was halted
+   * @throws PagetideError why it failed; another may be tried. `PT_CANCELLED` when this was stopped, or its worker has ended
+   */
+  async round(kind: FillRound): Promise<boolean> {
+    if (this.copy === undefined || this.isServing || this.underWay !== undefined)
+      throw new PagetideError('PT_INTERNAL', 'no round can be copied now');
+    if (this.stopping) throw new PagetideError('PT_CANCELLED', 'the round was ended');
+    const round = new Promise<boolean>((resolve, reject) => (this.underWay = { resolve, reject }));
+    this.fillWorker.ended.then(
+      () => this.endRound()?.reject(new PagetideError('PT_CANCELLED', 'the round was ended')),
+      (error: unknown) => this.endRound()?.reject(asPagetideError(error)),
+    );
+    this.fillWorker.port.postMessage({ do: 'round', kind } satisfies ToWorker);
+    return round;
+  }
+
+  /** Ends the round that is under way, if there is one: its {@link round} resolves to false. */
+  halt(): void {
+    if (this.underWay !== undefined) this.fillWorker.port.postMessage({ do: 'halt' } satisfies ToWorker);
+  }
+
+  private endRound(): typeof this.underWay {
+    const round = this.underWay;
+    this.underWay = undefined;
+    return round;
   }
 
   /** Serves faults from now on. */
   serve(): void {
+    if (this.fault === undefined) throw new PagetideError('PT_INTERNAL', 'there is no userfaultfd');
+    this.isServing = true;
     this.fault.port.postMessage({ do: 'start' } satisfies ToWorker);
   }
 
@@ -108,11 +158,12 @@ export class GuestService extends EventEmitter<GuestServiceEvents> {
   }
 
   figures(): ServiceFigures {
+    const { histogram, maxUs } = this.serving;
     const demand = this.serving.traffic('demand');
     const fill = this.serving.traffic('fill');
     return {
-      counts: this.session.counts(),
-      faults: { ...summarize(this.serving.histogram), maxUs: this.serving.maxUs },
+      counts: this.table.counts(),
+      faults: { ...summarize(histogram, maxUs), maxUs },
       wireBytes: this.wireBytes(),
       pageBytes: demand.pages + fill.pages,
       rawBytes: demand.raw + fill.raw,
@@ -128,7 +179,13 @@ export class GuestService extends EventEmitter<GuestServiceEvents> {
 
   /** What the page table holds; as it was, once this is stopped. */
   counts(): SessionCounts {
-    return this.lastFigures?.counts ?? this.session.counts();
+    return this.lastFigures?.counts ?? this.table.counts();
+  }
+
+  /** Of which the page table tells what is here: the files until faults are served. */
+  get table(): FaultSession {
+    const { served, copy } = this;
+    return (this.isServing ? (served ?? copy) : (copy ?? served))!; // one of them is there
   }
 
   /** The figures as they were when it was stopped. */
@@ -142,19 +199,24 @@ export class GuestService extends EventEmitter<GuestServiceEvents> {
 
   private async end(): Promise<void> {
     this.stopping = true;
-    this.session.stop();
-    for (const worker of [this.fault, this.fillWorker]) worker.port.postMessage({ do: 'stop' } satisfies ToWorker);
-    await Promise.allSettled([this.fault.ended, this.fillWorker.ended]);
+    this.served?.stop();
+    for (const worker of [this.fault, this.fillWorker]) worker?.port.postMessage({ do: 'stop' } satisfies ToWorker);
+    await Promise.allSettled([this.fault?.ended, this.fillWorker.ended]);
     this.lastFigures = this.figures();
-    native().destroySession(this.session.id);
-    this.session.close();
+    for (const session of [this.served, this.copy]) {
+      if (session === undefined) continue;
+      native().destroySession(session.id);
+      session.close();
+    }
     this.place.free();
   }
 
   private start(options: GuestServiceOptions, run: (task: ServiceTask) => Promise<ServiceEnd>): Worker {
     const { port1, port2 } = new MessageChannel();
+    const { session, copy } = options;
     const task: ServiceTask = {
-      session: options.session.id,
+      ...(session === undefined ? {} : { session: session.id }),
+      ...(copy === undefined ? {} : { copy: copy.id }),
       serving: this.serving.buffer,
       pages: options.pages,
       port: port2,
@@ -194,6 +256,10 @@ export class GuestService extends EventEmitter<GuestServiceEvents> {
       case 'left-out':
         this.emit('leftOut', message.url, errorFromJson(message.error));
         return;
+      case 'round':
+        if (message.error === undefined) this.endRound()?.resolve(message.copied);
+        else this.endRound()?.reject(errorFromJson(message.error));
+        return;
       case 'ready':
         return;
     }
@@ -214,6 +280,6 @@ export class GuestService extends EventEmitter<GuestServiceEvents> {
         if (!this.stopping) this.emit('failed', asPagetideError(error));
       }
     };
-    await Promise.all([one(this.fault.ended), one(this.fillWorker.ended)]);
+    await Promise.all([this.fault && one(this.fault.ended), one(this.fillWorker.ended)]);
   }
 }

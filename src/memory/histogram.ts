@@ -47,15 +47,20 @@ export interface Summary {
   p99Us: number;
 }
 
-/** Count and percentiles so far. All zero where nothing was recorded. */
-export function summarize(buckets: Int32Array): Summary {
+/**
+ * Count and percentiles so far. All zero where nothing was recorded.
+ *
+ * A percentile is the middle of its bucket, which may lie above the longest duration in it: where that is known, in
+ * microseconds, none is said to be longer.
+ */
+export function summarize(buckets: Int32Array, longestUs = Infinity): Summary {
   let count = 0;
   for (const n of buckets) count += n;
   const at = (share: number): number => {
     let left = Math.max(1, Math.ceil(count * share));
     for (let i = 0; i < buckets.length; i++) {
       left -= buckets[i]!;
-      if (left <= 0) return valueOf(i);
+      if (left <= 0) return Math.min(valueOf(i), longestUs);
     }
     return 0;
   };

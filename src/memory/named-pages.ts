@@ -5,13 +5,14 @@
 import { TAG_PAGE } from '../pages/tags.ts';
 import { CachedPages } from './cached-pages.ts';
 import { native, Outcome, OutcomeField, type FaultSession } from './native.ts';
+import { OwnPages, type OwnFile } from './own-pages.ts';
 import type { Serving } from './serving.ts';
 
 /** What travels to a worker. */
 export interface NamedPagesSpec {
   /**
    * The tags, 16 bytes a frame of 4096 bytes, over shared memory; or the arena (see native.ts) that holds them. Final before
-   * anything is served.
+   * anything is served, and not changed during a round.
    */
   tags: number | Uint8Array;
   /** Rings of frames with the same page: `next` and `first` of pages/duplicates.ts, over shared memory. Final likewise. */
@@ -25,6 +26,8 @@ export interface NamedPagesSpec {
   resident: number;
   /** By which number the cache knows the domain. */
   domain: number;
+  /** The guest's own memory files, where some of its pages are there before it runs here: then they may be had from each other. */
+  own?: readonly OwnFile[];
 }
 
 /** What fault and fill service use of it. */
@@ -49,6 +52,8 @@ export interface NamedPages {
   keep(frame: number, page: Uint8Array, offset: number): void;
   /** Whether {@link keep} does anything. */
   readonly keeps: boolean;
+  /** Lets go of what it has open. */
+  close?(): void;
 }
 
 class TaggedPages implements NamedPages {
@@ -62,6 +67,8 @@ class TaggedPages implements NamedPages {
   private readonly single: boolean;
   /** Whether there may be guests here that have its pages. */
   private readonly hasOthers: boolean;
+  /** The guest's own pages, where frames are of one tag. */
+  private readonly own: OwnPages | undefined;
 
   constructor(spec: NamedPagesSpec, pageSize: number, serving: Serving, which: 'demand' | 'fill') {
     const { key, cache, domain } = spec;
@@ -73,6 +80,11 @@ class TaggedPages implements NamedPages {
     this.keeps = this.pages.usable;
     this.single = pageSize === TAG_PAGE;
     this.hasOthers = spec.resident !== 0 && this.single;
+    if (spec.own !== undefined && this.single) this.own = new OwnPages(spec.own, pageSize, this);
+  }
+
+  close(): void {
+    this.own?.close();
   }
 
   verify(frame: number, page: Uint8Array, offset: number): boolean {
@@ -84,8 +96,9 @@ class TaggedPages implements NamedPages {
   }
 
   /**
-   * The places of this host, one after the other: what the cache lacks may be in the memory of another guest, from where it costs a
-   * digest more. Each is asked up to the first frame that it lacks, from which the other goes on; a frame that both lack ends it.
+   * The places of this host, one after the other: what the cache lacks may be in the memory of another guest, or of this one, from
+   * where it costs a digest more. Each is asked up to the first frame that it lacks, from which the others go on; a frame that all
+   * lack ends it.
    */
   install(session: FaultSession, frame: number, count: number, outcome: Int32Array): Outcome {
     const end = frame + count;
@@ -93,19 +106,30 @@ class TaggedPages implements NamedPages {
     let at = frame;
     let installed = 0;
     let skipped = 0;
-    for (let lacking = -1; result === Outcome.Absent && lacking !== at;) {
+    for (;;) {
       result = this.pages.install(session, at, end - at, outcome);
       installed += outcome[OutcomeField.Installed]!;
       skipped += outcome[OutcomeField.Skipped]!;
-      at = lacking = outcome[OutcomeField.Next]!;
-      if (result !== Outcome.Absent || !this.hasOthers) break;
-      result = session.installFromResident(at, end - at, this.tags, this.spec.resident, outcome);
-      const resident = outcome[OutcomeField.Installed]!;
-      if (resident > 0) this.serving.addResident(this.which, resident);
-      installed += resident;
+      const lacking = (at = outcome[OutcomeField.Next]!);
+      if (result !== Outcome.Absent) break;
+      if (this.hasOthers) {
+        result = session.installFromResident(at, end - at, this.tags, this.spec.resident, outcome);
+        const resident = outcome[OutcomeField.Installed]!;
+        if (resident > 0) this.serving.addResident(this.which, resident);
+        installed += resident;
+        skipped += outcome[OutcomeField.Skipped]!;
+        at = outcome[OutcomeField.Next]!;
+        if (result !== Outcome.Absent) break;
+        if (at !== lacking && this.keeps) continue;
+      }
+      result = this.own?.install(session, at, outcome) ?? Outcome.Absent;
+      if (result === Outcome.Absent) break;
+      const repeated = outcome[OutcomeField.Installed]!;
+      if (repeated > 0) this.serving.addRepeated(this.which, repeated);
+      installed += repeated;
       skipped += outcome[OutcomeField.Skipped]!;
       at = outcome[OutcomeField.Next]!;
-      if (!this.keeps) break;
+      if (result !== Outcome.Done || at === end) break;
     }
     outcome[OutcomeField.Installed] = installed;
     outcome[OutcomeField.Skipped] = skipped;

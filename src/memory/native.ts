@@ -52,6 +52,10 @@ export const Outcome = {
 } as const;
 export type Outcome = (typeof Outcome)[keyof typeof Outcome];
 
+/** Where the page of a frame came from. Keep equal to `Origin` in native/core/session.h. */
+export const Origin = { None: 0, Source: 1, Cache: 2, Resident: 3, Duplicate: 4, Peer: 5 } as const;
+export type Origin = (typeof Origin)[keyof typeof Origin];
+
 /** What inserting a page into the cache came to. Keep equal to `Insertion` in native/core/page_cache.h. */
 export const Insertion = {
   Inserted: 0,
@@ -167,6 +171,8 @@ export interface SessionCounts {
   total: number;
   /** Frames whose content still has to come: missing, wanted, in flight or being installed. */
   outstanding: number;
+  /** Of those: wanted by a fault, or set aside by a round of copying. */
+  wanted: number;
   present: number;
   zero: number;
   removed: number;
@@ -183,13 +189,30 @@ export interface SessionCounts {
   foreign: number;
 }
 
-/** A page fault session: one guest's userfaultfd, regions and page table. Shared by threads through its id. */
+/** A memory file of a guest that is written while the guest does not run here. */
+export interface TargetFile {
+  /** Open for reading and writing; the session makes a descriptor of its own of it. */
+  fd: number;
+  /** Bytes. */
+  size: number;
+  /** Where it begins in guest memory space, bytes. */
+  offset: number;
+}
+
+/**
+ * A page fault session: one guest's userfaultfd, regions and page table. Shared by threads through its id.
+ *
+ * Or a session over the guest's memory files ({@link Native.createFileSession}), by which pages are copied before the guest runs
+ * here: the same, but that pages are written (`pwrite`), and that all that needs a userfaultfd is refused.
+ */
 export interface FaultSession {
   readonly id: number;
   readonly frames: number;
   readonly pageSize: number;
   /** A live view of the page table, a byte a frame ({@link FrameState}). Read it; only native code writes it. */
   readonly table: Uint8Array;
+  /** Over files only: a live view, {@link Origin} of each frame's page as it was last put there. */
+  readonly origins?: Uint8Array;
 
   /** `UFFDIO_REGISTER` (missing) on every region. */
   register(): void;
@@ -221,9 +244,17 @@ export interface FaultSession {
 
   /**
    * Installs `count` pages from `source` at `byteOffset` into consecutive frames from `frame`. Frames that need no
-   * content any more are skipped. Contiguous frames go into one `UFFDIO_COPY`, 64 KiB at a time.
+   * content any more are skipped. Contiguous frames go into one `UFFDIO_COPY`, or one `pwrite`, 64 KiB at a time.
+   * @param origin kept in {@link origins}; the source by default
    */
-  install(frame: number, count: number, source: Uint8Array, byteOffset: number, outcome: Int32Array): Outcome;
+  install(
+    frame: number,
+    count: number,
+    source: Uint8Array,
+    byteOffset: number,
+    outcome: Int32Array,
+    origin?: Origin,
+  ): Outcome;
   /** The same from file `fd` at `fileOffset`, by `pread` (a file that shrank gives `Short`, never zeros). */
   installFromFile(frame: number, count: number, fd: number, fileOffset: number, outcome: Int32Array): Outcome;
   /** The same from slots of a mapped arena: frame `frame + i` gets slot `slots[first + i]`. */
@@ -251,13 +282,27 @@ export interface FaultSession {
   installFromResident(frame: number, count: number, tags: Uint8Array, lookups: number, outcome: Int32Array): Outcome;
   /** Installs zero pages where the frame is Zero, Removed, or Present but gone (punched); wakes where a page is there. */
   installZero(frame: number, count: number, outcome: Int32Array): Outcome;
-  /** Content turned out to be zero: Missing/Wanted/InFlight → Zero. Installs nothing. Returns how many frames changed. */
+  /**
+   * Content turned out to be zero: Missing/Wanted/InFlight → Zero. Installs nothing. Returns how many frames changed. Over files
+   * what stands there is punched first; where that fails the frame is Missing.
+   */
   markZero(frame: number, count: number): number;
   /** `UFFDIO_WAKE`. */
   wake(frame: number, count: number): void;
 
   /** Sets frames while nothing is being served: the initial map. */
   reset(frame: number, count: number, state: FrameState): void;
+  /**
+   * What another session (its id) has of the same memory, while neither is in use: Present and Zero as there, all else Missing.
+   */
+  adopt(from: number): void;
+  /**
+   * Over files, while nothing is installed: takes the pages of these frames out of their files, then sets their state.
+   * @throws PagetideError; no state has changed then
+   */
+  punch(frame: number, count: number, state: FrameState): void;
+  /** The same for whatever is in frames that are not Present, without a change of state: only what is Present is there then. */
+  punchAbsent(): void;
   /**
    * After a restart: brings the page table in line with what the kernel has. `present` holds (first, count) pairs, sorted
    * and disjoint. Returns how many frames are there that nobody here installed (0, or it is an alarm).
@@ -322,6 +367,11 @@ export interface NativeWriteTracker {
 /** The addon's exports. */
 export interface Native {
   createSession(options: SessionOptions): FaultSession;
+  /**
+   * A session over memory files in which nothing is; every frame is Missing. Files lie one after the other in guest memory space.
+   * @param pageSize bytes, as in {@link SessionOptions}
+   */
+  createFileSession(files: TargetFile[], pageSize: number): FaultSession;
   /** A view of a session made by another thread. Throws `PT_INTERNAL` when there is none. */
   openSession(id: number): FaultSession;
   /** Stops the session, closes its userfaultfd here, and frees it when the last view is gone. Unlinks nothing. */

@@ -107,6 +107,11 @@ export class PeerPages {
     this.pages.start();
   }
 
+  /** Brings the traffic counters up to date. */
+  countNow(): void {
+    this.count();
+  }
+
   /** Counts the bytes of other connections with those of this one. */
   alsoCount(others: () => Bytes): void {
     this.others = others;

@@ -80,6 +80,7 @@ export class RemoteDemand {
     clearInterval(this.#rerouting);
     clearInterval(this.#counting);
     this.#router?.close();
+    this.named?.close?.();
     // first, so that its bytes are counted with the others'
     this.#peers?.close();
     this.#source?.close();

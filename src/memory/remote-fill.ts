@@ -27,8 +27,8 @@ export class RemoteFill {
   readonly peers: ((side: FillSide) => PeerFill) | undefined;
   /** Resolves when the source answers; at once where there is none. Rejects as {@link PeerPages.connected}. */
   readonly connected: Promise<void>;
-  /** Gets what comes; to be set before anything is asked for. */
-  fill: FillService | undefined;
+  /** Gets what comes. */
+  #fill: FillService | undefined;
   readonly #serving: Serving;
   readonly #pages: PeerPages | undefined;
   readonly #peers: Peers | undefined;
@@ -75,8 +75,24 @@ export class RemoteFill {
       }));
   }
 
+  /**
+   * From now on `fill` gets what comes; before it asks for anything. What was asked for by another is nobody's any more: it has given
+   * those frames back, and they may have other tags now, or be asked for by the next.
+   */
+  feed(fill: FillService | undefined): void {
+    this.#fill = fill;
+    this.#asked.clear();
+  }
+
+  /** Brings the count of bytes up to date. */
+  count(): void {
+    if (this.#pages === undefined) this.#count();
+    else this.#pages.countNow();
+  }
+
   close(): void {
     clearInterval(this.#counting);
+    this.named?.close?.();
     // first, so that its bytes are counted with the others'
     this.#peers?.close();
     this.#pages?.close();
@@ -89,17 +105,18 @@ export class RemoteFill {
       onBatch: ({ zero, pages, bodyBytes: wireBytes }, stream) => {
         const runs = asked.get(stream);
         asked.delete(stream);
-        if (runs !== undefined) this.fill?.answer(runs, { runs, zero, pages, wireBytes, from: 'source' });
+        if (runs !== undefined) this.#fill?.answer(runs, { runs, zero, pages, wireBytes, from: 'source' });
       },
-      onBatchError: (stream, runs, error) => {
-        asked.delete(stream);
-        this.fill?.refused(runs);
+      onBatchError: (stream, _runs, error) => {
+        const runs = asked.get(stream);
+        if (!asked.delete(stream) || runs === undefined) return;
+        this.#fill?.refused(runs);
         port.tell({ event: 'trouble', frame: runs[0] ?? 0, error: error.toJSON() });
       },
-      onConnected: () => this.fill?.connected(),
+      onConnected: () => this.#fill?.connected(),
       onDisconnected: () => {
         asked.clear();
-        this.fill?.disconnected();
+        this.#fill?.disconnected();
       },
     });
   }

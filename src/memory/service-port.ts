@@ -2,29 +2,49 @@
 import type { MessagePort } from 'node:worker_threads';
 import type { FromWorker, ToWorker } from './worker-messages.ts';
 
+/** What a worker is told to do next; `stop` from then on. */
+export type Command = Exclude<ToWorker, { do: 'halt' }>;
+
 export class ServicePort {
-  /** Resolves to true when told to start, to false when told to stop before. */
-  readonly started: Promise<boolean>;
   onStop: (() => void) | undefined;
+  /** A round is to end. */
+  onHalt: (() => void) | undefined;
   private readonly port: MessagePort;
   private stopped = false;
   private readonly toldToStop: Promise<false>;
+  private readonly commands: Command[] = [];
+  private waiting: ((command: Command) => void) | undefined;
 
   constructor(port: MessagePort) {
     this.port = port;
     let stop: (stopped: false) => void;
     this.toldToStop = new Promise((resolve) => (stop = resolve));
-    this.started = new Promise((resolve) => {
-      port.on('message', (message: ToWorker) => {
-        if (message.do === 'start') {
-          resolve(true);
-          return;
+    port.on('message', (message: ToWorker) => {
+      if (message.do === 'halt') {
+        // a round that waits for its turn must not begin any more
+        const waits = this.commands.findIndex((command) => command.do === 'round');
+        if (waits < 0) this.onHalt?.();
+        else {
+          this.commands.splice(waits, 1);
+          this.tell({ event: 'round', copied: false });
         }
+        return;
+      }
+      if (message.do === 'stop') {
         this.stopped = true;
         stop(false);
-        resolve(false);
-        this.onStop?.();
-      });
+      }
+      this.commands.push(message);
+      this.hand();
+      if (message.do === 'stop') this.onStop?.();
+    });
+  }
+
+  /** The next that it is told, in order; one caller at a time. */
+  next(): Promise<Command> {
+    return new Promise((resolve) => {
+      this.waiting = resolve;
+      this.hand();
     });
   }
 
@@ -43,5 +63,14 @@ export class ServicePort {
 
   close(): void {
     this.port.close();
+  }
+
+  private hand(): void {
+    const { waiting } = this;
+    if (waiting === undefined) return;
+    const command: Command | undefined = this.stopped ? { do: 'stop' } : this.commands.shift();
+    if (command === undefined) return;
+    this.waiting = undefined;
+    waiting(command);
   }
 }

@@ -1,6 +1,7 @@
 /** What crosses the threads between an agent's main thread and the workers of one guest. */
 import type { MessagePort } from 'node:worker_threads';
 import type { ErrorJson } from '../errors.ts';
+import type { FillRound } from './fill-service.ts';
 import type { LocalPagesSpec } from './local-pages.ts';
 import type { NamedPagesSpec } from './named-pages.ts';
 import type { PeersSpec } from './peers.ts';
@@ -34,7 +35,10 @@ export type PagesSpec = LocalPagesSpec | PeerPagesSpec | TaggedPagesSpec;
 
 /** One guest's task in the fault pool, or in the fill pool. */
 export interface ServiceTask {
-  session: number;
+  /** The session with the guest's userfaultfd. Without it nothing is served, only copied; of no fault task. */
+  session?: number;
+  /** The session over its memory files, where rounds of copying come before; of the fill task only. */
+  copy?: number;
   serving: SharedArrayBuffer;
   pages: PagesSpec;
   port: MessagePort;
@@ -44,8 +48,11 @@ export interface ServiceTask {
   bandwidth: number;
 }
 
-/** From the main thread. `start`: serve (or fill) from now on; until then the worker only connects. */
-export type ToWorker = { do: 'start' } | { do: 'stop' };
+/**
+ * From the main thread. `start`: serve (or fill) from now on; until then the worker only connects. `round`, to the fill worker
+ * before that, one after the other: copy what the files lack, see fill-service.ts. `halt`: end the round that is under way, if one is.
+ */
+export type ToWorker = { do: 'start' } | { do: 'stop' } | { do: 'round'; kind: FillRound } | { do: 'halt' };
 
 /** To the main thread. */
 export type FromWorker =
@@ -57,7 +64,9 @@ export type FromWorker =
   | { event: 'foreign'; frame: number }
   /** A peer is not asked any more. */
   | { event: 'left-out'; url: string; error: ErrorJson }
-  | { event: 'trouble'; frame: number; error: ErrorJson };
+  | { event: 'trouble'; frame: number; error: ErrorJson }
+  /** The round has ended, and nothing is claimed by it. `copied`: as the round wants it; otherwise it was halted, or failed. */
+  | { event: 'round'; copied: boolean; error?: ErrorJson };
 
 /** How a task ended well. */
 export interface ServiceEnd {

@@ -3,19 +3,23 @@
  *
  *   prepare: chunk tags ──► wants ──► Tags … ManifestEnd (digest checked) ──► settle ──► served by name
  *
+ * Where rounds come, what the source tells goes into a table of its own ({@link ArrivingNames.told}). It is taken over (takeTold) while
+ * nothing is copied, by comparing the two: so the tags that pages are compared with change between rounds only, and whatever the source
+ * tells again, on a new connection, from the start, changes nothing that has not changed.
+ *
  * The tags lie in a file beside the page table: an agent that takes the guest up again goes on checking what comes, against the
  * digest that its journal has.
  */
 import { hkdfSync } from 'node:crypto';
 import { rmSync } from 'node:fs';
 import { PagetideError } from '../errors.ts';
-import { native } from '../memory/native.ts';
+import { FrameState, native, type FaultSession } from '../memory/native.ts';
 import type { NamedPagesSpec } from '../memory/named-pages.ts';
 import { PageCache, type Pins } from '../pages/cache.ts';
 import type { ChunkStore } from '../pages/chunk-store.ts';
-import { linkDuplicates, noDuplicates, type Duplicates } from '../pages/duplicates.ts';
+import { DuplicateRings } from '../pages/duplicates.ts';
 import { CHUNK_FRAMES, Manifest, MOST_FRAMES } from '../pages/manifest.ts';
-import { decodeTagRuns, isZeroTag, tagRunsLimit } from '../pages/tag-runs.ts';
+import { decodeTagRuns, isZeroTag, sameTag, tagRunsLimit } from '../pages/tag-runs.ts';
 import { DOMAIN_KEY_BYTES, DomainKey, TAG_BYTES, TAG_PAGE, TAG_VERSION } from '../pages/tags.ts';
 import type { ManifestOffer } from './types.ts';
 
@@ -77,10 +81,11 @@ export class ArrivingNames {
   readonly #shared: GuestKey['shared'];
   readonly #path: string;
   #pins: Pins | undefined;
-  readonly #duplicates: Duplicates;
+  readonly #rings: DuplicateRings;
+  readonly #told: Manifest | undefined;
   #closed = false;
 
-  private constructor(path: string, frames: number, { key, shared }: GuestKey) {
+  private constructor(path: string, frames: number, { key, shared }: GuestKey, rounds: boolean) {
     this.#path = path;
     this.#key = key;
     this.#shared = shared;
@@ -91,14 +96,15 @@ export class ArrivingNames {
         .arenaView(this.#arena)
         .subarray(0, frames * TAG_BYTES),
     );
-    this.#duplicates = noDuplicates(frames);
+    this.#rings = new DuplicateRings(this.manifest.tags);
+    if (rounds) this.#told = new Manifest(frames);
   }
 
-  /** All frames zero so far. Takes the key over, also when it fails. */
-  static create(path: string, frames: number, key: GuestKey): ArrivingNames {
+  /** All frames zero so far. Takes the key over, also when it fails. @param rounds whether the manifest is told in rounds */
+  static create(path: string, frames: number, key: GuestKey, rounds = false): ArrivingNames {
     try {
       rmSync(path, { force: true });
-      return new ArrivingNames(path, frames, key);
+      return new ArrivingNames(path, frames, key, rounds);
     } catch (error) {
       key.key.close();
       throw error;
@@ -112,7 +118,7 @@ export class ArrivingNames {
   static reopen(path: string, frames: number, key: GuestKey, digest: string): ArrivingNames {
     let names: ArrivingNames;
     try {
-      names = new ArrivingNames(path, frames, key);
+      names = new ArrivingNames(path, frames, key, false);
     } catch (error) {
       key.key.close();
       throw error;
@@ -135,7 +141,7 @@ export class ArrivingNames {
       const tags = domain === undefined ? undefined : known.get(domain, chunkTags, chunk);
       // another length: that chunk tag does not belong at this place, whatever the source says
       if (tags?.length !== this.manifest.framesOf(chunk) * TAG_BYTES) return false;
-      this.manifest.setChunk(chunk, tags, chunkTags.subarray(chunk * TAG_BYTES, (chunk + 1) * TAG_BYTES));
+      this.told.setChunk(chunk, tags, chunkTags.subarray(chunk * TAG_BYTES, (chunk + 1) * TAG_BYTES));
       return true;
     });
   }
@@ -160,9 +166,61 @@ export class ArrivingNames {
     }
   }
 
+  /** What the source tells: the manifest itself, or what {@link takeTold} takes over into it. */
+  get told(): Manifest {
+    return this.#told ?? this.manifest;
+  }
+
+  /**
+   * Takes over what is told, while nothing is copied: frames whose tag has changed are Missing, those that became zero are punched out
+   * of the files and Zero. In `copy` every frame is as its tag says before and after: Zero where that is zero; and where it is Present
+   * the file has the page with that tag. Where a punch fails part of it is taken over, and the rest the next time.
+   * @returns frames that are to come, and that became zero
+   * @throws PagetideError of {@link FaultSession.punch}
+   */
+  takeTold(copy: FaultSession): { missing: number; zero: number } {
+    const { manifest, told } = this;
+    const came = { missing: 0, zero: 0 };
+    const changed: number[] = [];
+    try {
+      for (let chunk = 0; chunk < manifest.chunks; chunk++) {
+        const first = chunk * CHUNK_FRAMES;
+        const count = manifest.framesOf(chunk);
+        const tags = told.tags.subarray(first * TAG_BYTES, (first + count) * TAG_BYTES);
+        if (Buffer.compare(tags, manifest.tags.subarray(first * TAG_BYTES, (first + count) * TAG_BYTES)) === 0)
+          continue;
+        for (let frame = first; frame < first + count;) {
+          if (sameTag(told.tags, frame, manifest.tags, frame)) {
+            frame++;
+            continue;
+          }
+          const isZero = isZeroTag(told.tags, frame);
+          let end = frame + 1;
+          while (
+            end < first + count &&
+            isZeroTag(told.tags, end) === isZero &&
+            !sameTag(told.tags, end, manifest.tags, end)
+          )
+            end++;
+          if (isZero) copy.punch(frame, end - frame, FrameState.Zero);
+          else copy.reset(frame, end - frame, FrameState.Missing);
+          // with the states: whatever becomes of the rest, a frame is as its tag says
+          manifest.tags.set(told.tags.subarray(frame * TAG_BYTES, end * TAG_BYTES), frame * TAG_BYTES);
+          manifest.touch(frame, end - frame);
+          came[isZero ? 'zero' : 'missing'] += end - frame;
+          changed.push(frame, end - frame);
+          frame = end;
+        }
+      }
+    } finally {
+      this.#rings.update(changed);
+    }
+    return came;
+  }
+
   /** The manifest is final: from now on workers may use {@link spec}. */
   settle(): void {
-    linkDuplicates(this.manifest.tags, this.#duplicates);
+    this.#rings.link();
   }
 
   /** The number of the guest's domain here; undefined: it is of none. */
@@ -172,7 +230,7 @@ export class ArrivingNames {
 
   /** What travels to the workers; of use there once it is settled. */
   get spec(): NamedPagesSpec {
-    const { next, first } = this.#duplicates;
+    const { next, first } = this.#rings;
     const { cache, resident, domain } = this.#shared ?? { cache: 0, resident: 0, domain: 0 };
     return { tags: this.#arena, next, first, key: this.#key.id, cache, resident, domain };
   }

@@ -3,14 +3,26 @@
  *
  *   open ──► build ────────────────► catchUp ──────────► finish ──► close
  *            arm, tag every frame    what was written    guest paused: the rest,
- *                                    since, some passes  and the end of the manifest
+ *              │                     since, some passes  and the end of the manifest
+ *              │                                           ▲
+ *              └─► tellAll ─► rescan ─┬─► tellChanged ─┐   │     where memory is copied in rounds (copying.ts):
+ *                               ▲     │                │   │     each round is told as a manifest of its own, with its end
+ *                               └─────│────────────────┘   │
+ *                                     └────────────────────┘
  *
  * Tags that a watch has kept fresh ({@link GuestWatch.handOver}) are taken over with their tracker. Where the guest's devices are always
  * the same, what was tagged then and not written since is not tagged again. Elsewhere a disk that wrote behind the tracking may have
  * been plugged in and out again since, and left a tag that is old; an old tag would bring the old page from a cache. What is there now
  * is asked for first, so tagging every frame once more, after a scan and while the guest runs, makes them right. Why no write is lost is argued in ../pages/guest-tags.ts: the last pass runs while the guest
- * stands still, hence its manifest is that of the memory that the destination gets. Frames that lost their page (a balloon, holes
- * punched into the file) are not reported as written; the last pass compares the holes.
+ * stands still, hence its manifest is that of the memory that the destination gets, however many rounds were told before.
+ *
+ * Frames that lost their page (a balloon, holes punched into the file) are not reported as written; each round, and the last pass, compares
+ * the holes. That is right while the guest runs, too: a frame that is a hole reads as zero until it is written, and a write after the look is one after
+ * the scan, so the next scan reports it. What is not seen: a page that is taken out, and that the guest then *reads* before the next
+ * look. It is a zero page that nobody wrote, and no hole. QEMU guests with a balloon are refused (docs/qemu.md).
+ *
+ * A round tells what differs from what was told before, no more: {@link GuestTags.changed} is set where a tag becomes another one, and set back only
+ * where it is told. So what a round leaves out, because it ends in the switch, goes with the last pass.
  *
  * Where a disk may write guest memory behind the tracking (`tracking: 'hints'`, see ../guests/tracking.ts), a write by DMA that is
  * under way while the guest is scanned is reported by no later scan. A guest that was stopped has no I/O under way. So then:
@@ -19,13 +31,18 @@
  *                    no I/O spans a scan, so what is not reported was not written
  *   without          what was tagged while it ran tells the destination what to expect, and every frame is tagged in the last pass
  *
+ * Disks come and go while a guest is copied for minutes. So each scan is followed by the question what tracking is worth, and only then are frames read: a
+ * disk that wrote during the scan is either still there, and the guest is drained and scanned once more before its frames are read; or
+ * it was unplugged, which waits for its I/O, and what it wrote is there to be read. Once hints, always hints.
+ *
  * Where writes can't be tracked (the kernel, or the right to look into the process, is missing), every frame is tagged in
- * the last pass, too: right all the same, and the guest stands still for longer.
+ * each round and in the last pass, too: right all the same, and the guest stands still for longer.
  */
 import { PagetideError } from '../errors.ts';
 import type { WriteTracking } from '../guests/tracking.ts';
 import type { GuestTags } from '../pages/guest-tags.ts';
 import type { Manifest } from '../pages/manifest.ts';
+import { isZeroTag } from '../pages/tag-runs.ts';
 import { encodeChunks, encodeManifestEnd, encodeTags } from '../transport/wire-tags.ts';
 
 /** Passes of one {@link GuestScan.catchUp}, at most. */
@@ -34,7 +51,7 @@ const PASSES = 4;
 const FEW = 512;
 
 export interface GuestScanOptions {
-  /** Asked when {@link GuestScan.build} begins. Without it: `hints`, which is right for every guest. */
+  /** Asked after each scan. Without it: `hints`, which is right for every guest. */
   tracking?: () => Promise<WriteTracking>;
   /** Stops the guest, which drains its I/O, calls `work`, and lets it run on. Used where tracking gives hints only. */
   drained?: (work: () => void) => Promise<void>;
@@ -42,11 +59,27 @@ export interface GuestScanOptions {
   constant?: boolean;
 }
 
+/** What a scan between two rounds has found. Frames are of 4096 bytes. */
+export interface Rescan {
+  /** Frames that had to be tagged: written since the last scan, or all. */
+  tagged: number;
+  /** Frames whose tag is another than what was told last, and those among them that are zero now. */
+  changed: number;
+  zero: number;
+  /** From the last scan to this one, milliseconds. */
+  sinceMs: number;
+  /** How long scan and tagging took, milliseconds. */
+  tagMs: number;
+}
+
 export class GuestScan {
   readonly manifest: Manifest;
   readonly #tags: GuestTags;
   readonly #options: GuestScanOptions;
-  #tracking: WriteTracking = 'hints';
+  /** Undefined: nobody has asked yet. */
+  #tracking: WriteTracking | undefined;
+  #scannedAt = 0;
+  #tagged = { frames: 0, ms: 0 };
 
   /** @param tags of the guest, new or handed over by a watch; closed with this object */
   constructor(tags: GuestTags, options: GuestScanOptions = {}) {
@@ -58,19 +91,29 @@ export class GuestScan {
   /** Makes the manifest while the guest runs. @throws PagetideError also `PT_CANCELLED` when it is closed meanwhile */
   async build(): Promise<void> {
     const tags = this.#tags;
-    this.#tracking = (await this.#options.tracking?.()) ?? 'hints';
     if (!tags.tracked) {
-      await tags.track(this.#drained);
-    } else if (this.#drained !== undefined) {
-      // what was tagged so far may be behind what devices wrote
+      await tags.track();
+      this.#scannedAt = performance.now();
+      await this.#ask();
+      if (this.#drained !== undefined) await this.#scan();
+    } else {
       await this.#scan();
-      tags.markAll();
-    } else if (this.#options.constant !== true) {
-      tags.scan();
-      tags.markAll();
+      // what was tagged so far may be behind what devices wrote
+      if (this.#drained !== undefined || this.#options.constant !== true) tags.markAll();
     }
-    await tags.tagDue();
+    await this.#tagDue();
     await this.catchUp();
+  }
+
+  /** Whether the last pass has to read all of memory, while the guest stands still. After {@link build}. */
+  get readsAll(): boolean {
+    return !this.#tags.tracked || (this.#tracking !== 'exact' && this.#drained === undefined);
+  }
+
+  /** Frames of 4096 bytes that were tagged in a millisecond, of what was tagged so far; undefined where that is nothing. */
+  get tagsAMs(): number | undefined {
+    const { frames, ms } = this.#tagged;
+    return frames === 0 ? undefined : frames / Math.max(ms, 0.001);
   }
 
   /** Tags what was written meanwhile, until there is little of it: right before the guest is paused, which then stands still for less. */
@@ -79,7 +122,7 @@ export class GuestScan {
     const passes = this.#drained === undefined ? PASSES : 1;
     for (let pass = 0; pass < passes && this.#tags.tracked; pass++) {
       const written = await this.#scan();
-      await this.#tags.tagDue();
+      await this.#tagDue();
       if (written <= FEW) break;
     }
   }
@@ -99,24 +142,46 @@ export class GuestScan {
     return encodeChunks(this.manifest, wanted);
   }
 
+  /** The same with the end of this manifest: the first round. @throws PagetideError `PT_PEER_FAILED` */
+  tellAll(wanted: readonly number[]): Buffer[] {
+    return [...this.tell(wanted), encodeManifestEnd(this.manifest)];
+  }
+
+  /** While the guest runs: tags what was written since the last scan. @throws PagetideError also `PT_CANCELLED` when it is closed meanwhile */
+  async rescan(): Promise<Rescan> {
+    const tags = this.#tags;
+    const before = this.#scannedAt;
+    const began = performance.now();
+    await this.#scan();
+    const sinceMs = this.#scannedAt - before;
+    const tagged = await this.#tagDue();
+    tags.dropHoles();
+    const { changed } = tags;
+    const found: Rescan = { tagged, changed: 0, zero: 0, sinceMs, tagMs: performance.now() - began };
+    for (let frame = changed.indexOf(1); frame >= 0; frame = changed.indexOf(1, frame + 1)) {
+      found.changed++;
+      if (isZeroTag(this.manifest.tags, frame)) found.zero++;
+    }
+    return found;
+  }
+
+  /** After {@link rescan}: the frames that make the destination's manifest, as it was told last, this one. */
+  tellChanged(): Buffer[] {
+    const frames = this.#changes();
+    this.#tags.changed.fill(0);
+    return frames;
+  }
+
   /** The guest stands still: the frames that make the destination's manifest this one. Ends tracking. */
   async finish(): Promise<Buffer[]> {
     const tags = this.#tags;
+    const readsAll = this.readsAll;
     tags.scan();
-    if (this.#tracking === 'hints' && this.#drained === undefined) tags.markAll();
-    await tags.tagDue();
+    if (readsAll) tags.markAll();
+    await this.#tagDue();
     tags.dropHoles();
     tags.untrack();
-    const frames: Buffer[] = [];
-    const { changed } = tags;
-    for (let first = changed.indexOf(1); first >= 0; first = changed.indexOf(1, first)) {
-      let end = changed.indexOf(0, first);
-      if (end < 0) end = changed.length;
-      frames.push(...encodeTags(this.manifest, first, end - first));
-      first = end;
-    }
-    frames.push(encodeManifestEnd(this.manifest));
-    return frames;
+    return this.#changes();
   }
 
   /** After {@link finish}, as long as the guest stands still: see {@link GuestTags.isAsTagged}. */
@@ -129,18 +194,47 @@ export class GuestScan {
     this.#tags.close();
   }
 
-  /** How a scan stops the guest; undefined where it doesn't, or can't. */
+  /** How a scan stops the guest; undefined where it doesn't, or can't, or where the last pass reads all anyway. */
   get #drained(): GuestScanOptions['drained'] {
-    return this.#tracking === 'hints' ? this.#options.drained : undefined;
+    return this.#tracking === 'hints' && this.#tags.tracked ? this.#options.drained : undefined;
+  }
+
+  async #ask(): Promise<void> {
+    if (this.#tracking !== 'hints') this.#tracking = (await this.#options.tracking?.()) ?? 'hints';
   }
 
   async #scan(): Promise<number> {
     let written = 0;
     const scan = (): void => {
-      written = this.#tags.scan();
+      written += this.#tags.scan();
+      this.#scannedAt = performance.now();
     };
-    if (this.#drained === undefined) scan();
-    else await this.#drained(scan);
+    if (this.#drained === undefined) {
+      scan();
+      await this.#ask();
+    }
+    if (this.#drained !== undefined) await this.#drained(scan);
     return written;
+  }
+
+  async #tagDue(): Promise<number> {
+    const began = performance.now();
+    const frames = await this.#tags.tagDue();
+    this.#tagged.frames += frames;
+    this.#tagged.ms += performance.now() - began;
+    return frames;
+  }
+
+  #changes(): Buffer[] {
+    const frames: Buffer[] = [];
+    const { changed } = this.#tags;
+    for (let first = changed.indexOf(1); first >= 0; first = changed.indexOf(1, first)) {
+      let end = changed.indexOf(0, first);
+      if (end < 0) end = changed.length;
+      frames.push(...encodeTags(this.manifest, first, end - first));
+      first = end;
+    }
+    frames.push(encodeManifestEnd(this.manifest));
+    return frames;
   }
 }

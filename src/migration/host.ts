@@ -1,6 +1,6 @@
 /** What a migration needs of the agent that it runs in. */
 import type { Logger } from 'pino';
-import type { GuestDescription, GuestPlace, GuestRecord, Vmm } from '../guests/driver.ts';
+import type { GuestDescription, GuestPlace, GuestRecord, PrepareNeeds, Vmm } from '../guests/driver.ts';
 import type { WorkerPools } from '../memory/worker-pools.ts';
 import type { GuestTags } from '../pages/guest-tags.ts';
 import type { Manifest } from '../pages/manifest.ts';
@@ -18,6 +18,8 @@ export interface MigrationSettings {
   silenceMs: number;
   prepareMs: number;
   loadMs: number;
+  /** `off`: no guest is served here before it has every page. */
+  userfaultfd: 'auto' | 'off';
 }
 
 export interface MigrationHost {
@@ -35,6 +37,8 @@ export interface MigrationHost {
   watched(vmm: Vmm, domain: Domain): Promise<GuestTags | undefined>;
   /** A guest has all of its memory. What that was when it began to run here; to be copied, it is gone afterwards. */
   arrived(vmm: Vmm, domain: number, manifest: Manifest): void;
+  /** Whether guests may arrive here before all of their pages do; `why` not. Asked anew each time. */
+  userfaultfd(): { ok: boolean; why?: string };
   /** Under which the other agent reaches this one. */
   readonly url: string;
   /** A client of its own for each migration: its bytes are counted. `expect`: the name that the agent there must have, where it is known. */
@@ -43,7 +47,7 @@ export interface MigrationHost {
   journal(record: OwnershipRecord, details: Record<string, unknown>): Promise<void>;
   place(guest: string): GuestPlace;
   /** Starts a VMM that waits for the guest, or takes the one that was attached as incoming under its name. */
-  prepareVmm(guest: string, description: GuestDescription): Promise<Vmm>;
+  prepareVmm(guest: string, description: GuestDescription, needs: PrepareNeeds): Promise<Vmm>;
   /** Finds one again after a restart. */
   findVmm(guest: string, record: GuestRecord): Promise<Vmm | undefined>;
   /**

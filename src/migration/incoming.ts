@@ -1,22 +1,23 @@
 /**
  * A migration at its destination: drives the destination's ownership machine (ownership/destination.ts) and does its
- * work: starts the VMM, acquires its memory, loads the device state while faults are served, runs the guest, fills, lets
- * go of the memory when every page is there, and lets the guest check itself.
+ * work: starts the VMM, acquires its memory, copies in rounds where they come (incoming-copying.ts), loads the device state once every page
+ * is there or faults are served, runs the guest, fills, lets go of the memory when every page is there, and lets the guest check itself.
  */
 import { asPagetideError, errorFromJson, PagetideError, type ErrorJson } from '../errors.ts';
-import type { GuestRecord, Vmm } from '../guests/driver.ts';
+import type { Vmm } from '../guests/driver.ts';
 import { Readable } from 'node:stream';
-import type { Serving } from '../memory/serving.ts';
 import type { PeerPagesSpec } from '../memory/worker-messages.ts';
 import type { PeerClient } from '../transport/peer.ts';
-import { FrameState, native } from '../memory/native.ts';
-import { Arrival, partWith, tagsOf, type AcquiredRecord } from './arrival.ts';
-import { Doubts } from './doubts.ts';
-import { ArrivingNames, checkOffer } from './arriving-names.ts';
+import { partWith, type Arrival } from './arrival.ts';
+import type { Copying } from './incoming-copying.ts';
 import type { MigrationHost } from './host.ts';
+import type { IncomingDetails } from './incoming-details.ts';
+import { askGuest, classesOf, copiedClasses, figuresOf, verified } from './incoming-figures.ts';
+import { reopenArrival, startArrival } from './incoming-start.ts';
+import { infoOf, statusOf, type Seen } from './incoming-status.ts';
+import { IncomingWatch } from './incoming-watch.ts';
 import {
   answerState,
-  describe,
   destinationEnded,
   newDestination,
   stepDestination,
@@ -27,47 +28,25 @@ import {
   type DestinationStep,
 } from './ownership/index.ts';
 import { MachineRunner } from './runner.ts';
-import { StateChannel, type SwitchState } from './state-channel.ts';
+import type { StateChannel } from './state-channel.ts';
+import { within } from './within.ts';
 import type {
   CompletionFigures,
+  CopiedRound,
   Finding,
   IncomingStatus,
   MigrationInfo,
-  MigrationProgress,
   PrepareRequest,
+  Rest,
 } from './types.ts';
-
-/** Kept with every record of the journal: what a restarted agent needs. */
-export interface IncomingDetails {
-  request?: PrepareRequest;
-  /** The name in the certificate of the source, where it showed one: nobody else has a say in this migration. */
-  source?: string;
-  vmm?: GuestRecord;
-  acquired?: AcquiredRecord;
-  resumedAt?: number;
-  startedAt: number;
-  /** Bytes that the switch took: map and device state, and the connection that carried them. */
-  switchBytes?: { manifest: number; state: number; wire: number };
-  /** Of the final manifest, hex: by it the tags are known again after a restart. */
-  digest?: string;
-  /**
-   * Every page is here: from now on the memory is parted from its userfaultfd, and the page table says nothing any more.
-   * Durable before that begins, with the figures that go with the table.
-   */
-  whole?: CompletionFigures;
-}
 
 /** Where the guest needs its pages served. */
 const SERVED: ReadonlySet<DestinationState['at']> = new Set(['reattaching', 'resuming', 'serving', 'unregistering']);
-const LACKING: ReadonlySet<number | undefined> = new Set([
-  FrameState.Missing,
-  FrameState.Wanted,
-  FrameState.InFlight,
-  FrameState.Installing,
-]);
 const LIVENESS_MS = 500;
 /** Pause before a failed worker of a running guest is replaced once more, milliseconds. */
 const REATTACH_MS = 1_000;
+
+export type { IncomingDetails } from './incoming-details.ts';
 
 export class IncomingMigration extends MachineRunner<DestinationState, DestinationEvent, DestinationAction> {
   details: IncomingDetails;
@@ -75,16 +54,13 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
   readonly #host: MigrationHost;
   #vmm: Vmm | undefined;
   #arrival: Arrival | undefined;
-  /** Of all that served the guest, one after the other. */
-  readonly #served: Serving[] = [];
+  #copying: Copying | undefined;
   #state: StateChannel | undefined;
   #peer: PeerClient | undefined;
   #wants: number[] | undefined;
   #waiters: ((status: IncomingStatus) => void)[] = [];
   #figures: CompletionFigures | undefined;
-  #alarm: ErrorJson | undefined;
-  readonly #doubts: Doubts;
-  #note: string | undefined;
+  readonly #watched: IncomingWatch;
   #watch: NodeJS.Timeout | undefined;
   #again: NodeJS.Timeout | undefined;
 
@@ -92,11 +68,14 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     super(state);
     this.#host = host;
     this.details = details;
-    this.#doubts = new Doubts({
+    this.#watched = new IncomingWatch({
+      host,
+      migration: state.migration,
+      guest: () => this.state.guest,
       ask: (frames) => this.#askAgain(frames),
-      isMissing: (frame) => this.#arrival === undefined || LACKING.has(this.#arrival.session.table[frame]),
+      isMissing: (frame) => this.#arrival?.lacks(frame) ?? true,
+      pause: () => void this.#vmm?.pause().catch(() => undefined),
       onChange: () => this.changed(),
-      log: host.log.child({ migration: state.migration }),
     });
   }
 
@@ -126,6 +105,20 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     return !this.ended;
   }
 
+  /** What comes of what is lacking at `load`. */
+  rest: Rest = 'serve';
+
+  /**
+   * Copies what is lacking of the manifest of this round; undefined: it takes longer than an answer may.
+   * @throws PagetideError `PT_PROTOCOL` when it can't be asked for now; why it failed, or why this migration is refused
+   */
+  async copy(round: number): Promise<CopiedRound | undefined> {
+    const { at, error } = this.state;
+    if (at === 'prepared' && this.#copying !== undefined) return this.#copying.round(round);
+    if (error !== null) throw errorFromJson(error);
+    throw new PagetideError('PT_PROTOCOL', `no round can be copied: the migration is ${answerState(at)}`);
+  }
+
   /** The source asks; resolves with the machine's answer, when it has decided. */
   ask(event: DestinationEvent): Promise<IncomingStatus> {
     return new Promise((resolve) => {
@@ -135,32 +128,18 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
   }
 
   status(): IncomingStatus {
-    const { migration, epoch, at } = this.state;
-    const state = answerState(at);
-    const error = this.#alarm ?? this.#doubts.error ?? this.state.error ?? undefined;
-    const { resumedAt } = this.details;
-    return {
-      migration,
-      epoch,
-      state,
-      progress: this.#progress(),
-      ...(resumedAt === undefined ? {} : { resumedAt }),
-      ...(error === undefined ? {} : { error }),
-      ...(this.#wants === undefined || state !== 'prepared' ? {} : { wants: this.#wants }),
-      ...(this.#figures === undefined ? {} : { figures: this.#figures }),
-    };
+    return statusOf(this.#seen);
   }
 
   info(): MigrationInfo {
-    const error = this.#alarm ?? this.#doubts.error ?? this.state.error ?? undefined;
+    return infoOf(this.#seen);
+  }
+
+  get #seen(): Seen {
+    const { state, details } = this;
     return {
-      id: this.state.migration,
-      guest: this.state.guest ?? '',
-      mode: this.details.request?.mode ?? 'post-copy',
-      peer: this.state.peer ?? '',
-      direction: 'incoming',
-      progress: this.#progress(),
-      ...(error === undefined ? {} : { error }),
+      ...{ state, details, watched: this.#watched, service: this.#arrival?.service },
+      ...{ wants: this.#wants, figures: this.#figures },
     };
   }
 
@@ -174,16 +153,17 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     super.close();
     clearInterval(this.#watch);
     clearTimeout(this.#again);
-    this.#doubts.close();
+    this.#watched.close();
     this.#state?.close();
     void this.#peer?.close();
   }
 
   override shed(): void {
     clearInterval(this.#watch);
-    this.#doubts.close();
+    this.#watched.close();
     this.#state?.close();
     this.#state = undefined;
+    this.#copying = undefined;
     void this.#peer?.close();
     this.#peer = undefined;
     this.#vmm = undefined;
@@ -319,46 +299,26 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
   }
 
   async #start(): Promise<DestinationEvent> {
-    const { guest, description, source, migration, domain, manifest: offered } = this.#request();
-    this.#host.shared.check(this.#request());
-    await this.#host.checkRoom(description);
-    const chunkTags = checkOffer(offered, description.memory.size);
-    const place = this.#host.pools.take();
-    let uffd: number | undefined;
-    let names: ArrivingNames;
-    try {
-      const vmm = await this.#host.prepareVmm(guest, description);
-      this.#vmm = vmm;
-      if (domain !== undefined) vmm.record.domain = domain.name;
-      this.details.vmm = vmm.record;
-      void vmm.exited.then(() => this.dispatch({ type: 'vmm-died' }));
-      this.#unlessRefusing();
-      const acquired = await vmm.acquire();
-      ({ uffd } = acquired);
-      const { remoteFd, origin, regions, pageSize, shared } = acquired;
-      this.details.acquired = { remoteFd, origin, regions, pageSize, shared };
-      await this.#keep('incoming');
-      this.#unlessRefusing();
-      const at = this.#host.place(guest);
-      names = ArrivingNames.create(tagsOf(at, migration), offered.frames, this.#host.shared.openKey(this.#request()));
-      uffd = undefined;
-      this.#arrival = Arrival.open(this.#host, place, at, vmm, acquired, this.#pages(false), names);
-    } catch (error) {
-      if (uffd !== undefined) native().close(uffd);
-      place.free();
-      throw error;
-    }
-    this.#listen(this.#arrival);
-    // before the source is told what is wanted, and so before it sends any tags
-    const wants = names.learn(chunkTags, this.#host.shared.chunks);
-    const { pageSize, frames } = this.#pages(false);
-    const { manifest } = names;
-    const state = new StateChannel({ url: source.url, migration, token: source.token, pageSize, frames, manifest });
-    this.#state = state;
-    // A source that has gone away for good must not leave this waiting for ever.
-    const connected = Promise.all([this.#arrival.ready(), state.connected]);
-    await within(connected, this.#host.settings.prepareMs, 'the source did not answer on its page connections');
-    this.#watchSource(state);
+    const { wants, channel, copying } = await startArrival(this.#host, this.#request(), this.#pages(false), {
+      vmm: (vmm) => {
+        this.#vmm = vmm;
+        this.details.vmm = vmm.record;
+        void vmm.exited.then(() => this.dispatch({ type: 'vmm-died' }));
+        this.#unlessRefusing();
+      },
+      acquired: async (acquired) => {
+        if (acquired !== undefined) this.details.acquired = acquired;
+        await this.#keep('incoming');
+        this.#unlessRefusing();
+      },
+      arrival: (arrival) => {
+        this.#arrival = arrival;
+        this.#listen(arrival);
+      },
+      channel: (opened) => (this.#state = opened),
+    });
+    this.#copying = copying;
+    this.#watchSource(channel);
     this.#wants = wants;
     return { type: 'vmm-started' };
   }
@@ -378,30 +338,59 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
 
   async #load(): Promise<DestinationEvent> {
     const { vmm, arrival } = this.#need();
-    const state = await within(
-      this.#state!.whole,
-      this.#host.settings.loadMs,
-      "the source did not send the guest's state",
-    );
-    this.#countSwitch(state);
-    this.details.digest = arrival.digest;
-    arrival.serve();
-    await vmm.loadState(Readable.from([state.device]));
+    const { rest } = this;
+    const channel = this.#state!;
+    const { loadMs } = this.#host.settings;
+    const copying = this.#copying;
+    if (rest === 'copy' && copying === undefined)
+      throw new PagetideError('PT_PROTOCOL', 'no rounds were agreed on: the rest cannot be copied');
+    if (rest === 'serve' && !this.#request().serves)
+      throw new PagetideError('PT_PROTOCOL', 'it was agreed on that the guest is copied whole');
+    await copying?.end();
+    await within(channel.settled, loadMs, "the source did not send the guest's manifest");
+    // All of this while the source still saves the device state.
+    copying?.settle();
+    // Each end was compared with what was told; this is what pages are compared with.
+    const { digest } = arrival;
+    if (digest !== channel.digest) throw new PagetideError('PT_INTERNAL', 'the manifest is not the one that was told');
+    this.details.digest = digest;
+    if (rest === 'copy') {
+      await within(copying!.rest(), loadMs, 'the source did not send the rest of the pages');
+      arrival.completeCopy();
+    } else {
+      arrival.serve();
+    }
+    const state = await within(channel.whole, loadMs, "the source did not send the guest's state");
+    this.details.switchBytes = { manifest: state.manifestBytes, state: state.device.length, wire: channel.bytes };
+    const loading = vmm.loadState(Readable.from([state.device]));
+    loading.catch(() => undefined);
+    // while the VMM is busy with that: nobody waits for figures
+    this.#countCopied(arrival, rest);
+    await loading;
     return { type: 'loaded' };
   }
 
-  #countSwitch(state: SwitchState): void {
-    this.details.switchBytes = { manifest: state.manifestBytes, state: state.device.length, wire: this.#state!.bytes };
+  #countCopied(arrival: Arrival, rest: Rest): void {
+    if (arrival.copy === undefined) return;
+    const frames = arrival.classes();
+    if (rest === 'serve') {
+      this.details.copied = frames;
+      return;
+    }
+    this.details.whole = figuresOf(arrival, copiedClasses(arrival.copy.frames, frames), this.details.switchBytes);
+    // its workers have nothing to do any more; figures stay
+    void arrival.service.stop();
+    this.dispatch({ type: 'filled' });
   }
 
   async #resume(): Promise<DestinationEvent> {
     const vmm = this.#needVmm();
-    if (this.#alarm !== undefined) throw errorFromJson(this.#alarm);
+    this.#watched.throwAlarm();
     const { unixMicros } = await vmm.resume();
     this.details.resumedAt ??= unixMicros;
     clearInterval(this.#watch);
     this.#state?.close();
-    this.#arrival?.service.fill();
+    if (this.details.whole === undefined) this.#arrival?.service.fill();
     this.#arrival?.hold(this.#host);
     // for the report after a restart; nothing waits for it
     this.#keep('owner').catch(() => undefined);
@@ -412,8 +401,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
   async #serveAgain(): Promise<DestinationEvent> {
     const { vmm: record, acquired } = this.details;
     const { guest } = this.#request();
-    if (record === undefined || acquired === undefined)
-      throw new PagetideError('PT_INTERNAL', 'the journal lacks the VMM');
+    if (record === undefined) throw new PagetideError('PT_INTERNAL', 'the journal lacks the VMM');
     if (this.#vmm === undefined) {
       this.#vmm = await this.#host.findVmm(guest, record);
       void this.#vmm?.exited.then(() => this.dispatch({ type: 'vmm-died' }));
@@ -426,33 +414,18 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
       this.dispatch({ type: 'filled' });
       return { type: 'served' };
     }
-    const place = this.#host.pools.take();
-    try {
-      const at = this.#host.place(guest);
-      const names = this.#namesAgain(tagsOf(at, this.state.migration));
-      this.#arrival = Arrival.reopen(this.#host, place, at, vmm, acquired, this.#pages(true), names);
-    } catch (error) {
-      place.free();
-      throw error;
-    }
+    this.#arrival = reopenArrival(this.#host, this.#request(), this.#pages(true), this.details, vmm);
     this.#listen(this.#arrival);
     // The connection may take its time; faults are read and wait until then.
     this.#arrival.serveAgain();
     this.#arrival.hold(this.#host);
     if (this.#arrival.service.counts().foreign > 0)
-      this.#raise(new PagetideError('PT_FOREIGN_PAGE', 'a page is there that Pagetide did not install'));
+      this.#watched.raise(new PagetideError('PT_FOREIGN_PAGE', 'a page is there that Pagetide did not install'));
     return { type: 'served' };
   }
 
-  #namesAgain(path: string): ArrivingNames {
-    const { manifest } = this.#request();
-    const { digest } = this.details;
-    if (digest === undefined) throw new PagetideError('PT_INTERNAL', "the journal lacks the manifest's digest");
-    return ArrivingNames.reopen(path, manifest.frames, this.#host.shared.openKey(this.#request()), digest);
-  }
-
   async #unregister(): Promise<DestinationEvent> {
-    if (this.#alarm !== undefined) throw errorFromJson(this.#alarm);
+    this.#watched.throwAlarm();
     const vmm = this.#needVmm();
     const figures = this.details.whole ?? (await this.#noteWhole(vmm));
     const arrival = this.#arrival;
@@ -461,21 +434,14 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
       this.#arrival = undefined;
       figures.bytes.wire = this.#wire(arrival);
     }
-    partWith(vmm, this.details.acquired!, this.#host.place(this.#request().guest), this.state.migration);
-    const begun = performance.now();
-    if (this.#request().verify) {
-      // A guest that can't be asked is not a wrong guest: null.
-      const result = await vmm.verify().catch((error: unknown) => {
-        this.#host.log.warn(
-          { guest: this.state.guest, error: asPagetideError(error).message },
-          'the guest could not check itself',
-        );
-        return null;
-      });
-      figures.verified = result === null ? null : result.ok;
-      if (result?.ok === false)
-        this.#host.log.error({ guest: this.state.guest, bad: result.bad }, 'the guest found wrong pages');
+    if (figures.resumedAt === 0) {
+      // of a guest that was copied whole: it had not run yet
+      await askGuest(figures, vmm);
+      figures.resumedAt = this.details.resumedAt ?? 0;
     }
+    partWith(vmm, this.details.acquired, this.#host.place(this.#request().guest), this.state.migration);
+    const begun = performance.now();
+    if (this.#request().verify) figures.verified = await verified(vmm, this.#host.log, this.state.guest);
     figures.verifyMs = performance.now() - begun;
     this.#host.shared.noteLoss();
     this.#figures = figures;
@@ -487,9 +453,12 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     const { arrival } = this.#need();
     const { outstanding } = arrival.service.counts();
     if (outstanding > 0) throw new PagetideError('PT_INTERNAL', `${outstanding} frames still lack their content`);
-    this.#doubts.clear();
-    const whole = await this.#measure(vmm, arrival);
-    whole.bytes.wire = this.#wire(arrival);
+    this.#watched.clear();
+    const { copied, switchBytes } = this.details;
+    const whole = figuresOf(arrival, classesOf(arrival.service.figures(), arrival, copied), switchBytes);
+    // as the guest is now: later its memory needs nobody any more, and slow touches are none of ours
+    await askGuest(whole, vmm);
+    whole.resumedAt = this.details.resumedAt ?? 0;
     await this.#keep('owner', { ...this.details, whole });
     this.details.whole = whole;
     return whole;
@@ -497,44 +466,6 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
 
   #wire(arrival: Arrival): number {
     return arrival.service.wireBytes() + (this.details.switchBytes?.wire ?? 0);
-  }
-
-  async #measure(vmm: Vmm, arrival: Arrival): Promise<CompletionFigures> {
-    const stats = await vmm.stats().catch(() => null);
-    const { counts, faults, pageBytes, rawBytes, cached, resident, repeated, fromPeers } = arrival.service.figures();
-    const installed = Math.min(counts.total, counts.installed);
-    const before = Math.min(installed, arrival.before);
-    const { stalls } = stats ?? { stalls: null };
-    return {
-      frames: {
-        total: counts.total,
-        zero: counts.total - installed,
-        present: before,
-        cache: cached,
-        resident,
-        duplicate: repeated,
-        peer: fromPeers,
-        source: installed - before - cached - resident - repeated - fromPeers,
-      },
-      bytes: {
-        wire: 0,
-        manifest: this.details.switchBytes?.manifest ?? 0,
-        pages: pageBytes,
-        state: this.details.switchBytes?.state ?? 0,
-        raw: rawBytes,
-      },
-      faults: {
-        count: Math.max(faults.count, counts.faults),
-        p50Us: stalls?.p50Us ?? faults.p50Us,
-        p99Us: stalls?.p99Us ?? faults.p99Us,
-        maxUs: stalls?.maxUs ?? faults.maxUs,
-      },
-      longestGapMs: stats?.longestGapMs ?? null,
-      ...(stats?.heartbeats === undefined ? {} : { firstBeatAt: stats.heartbeats.firstUnixMicros }),
-      verified: null,
-      resumedAt: this.details.resumedAt ?? 0,
-      verifyMs: 0,
-    };
   }
 
   async #kill(unlessRunning: boolean): Promise<DestinationEvent> {
@@ -573,31 +504,11 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
 
   #listen(arrival: Arrival): void {
     const { service } = arrival;
-    this.#served.push(service.serving);
+    this.#watched.follow(service);
     service.on('filled', () => this.dispatch({ type: 'filled' }));
-    service.on('foreign', (frame) => {
-      this.#raise(
-        new PagetideError('PT_FOREIGN_PAGE', `a page stands in frame ${frame} that Pagetide did not put there`),
-      );
-    });
-    service.on('note', (text, code) => {
-      if (code === 'PT_PAGE_MISMATCH') return; // see 'mismatch'
-      this.#note = text;
-      this.changed();
-    });
-    service.on('leftOut', (url, { code, message }) => {
-      this.#host.log.warn({ guest: this.state.guest, url, code }, `a peer is not asked for pages any more: ${message}`);
-    });
-    service.on('mismatch', (frame) => {
-      this.#host.log.warn(
-        { guest: this.state.guest, frame, code: 'PT_PAGE_MISMATCH' },
-        'a page came that is not the one of its tag',
-      );
-      this.#doubts.add(frame);
-    });
     service.on('failed', (error) => {
       this.#host.log.error({ guest: this.state.guest, code: error.code }, error.message);
-      if (error.code === 'PT_FOREIGN_PAGE') this.#raise(error);
+      if (error.code === 'PT_FOREIGN_PAGE') this.#watched.raise(error);
       else this.#serveAnew(arrival);
     });
   }
@@ -611,7 +522,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
 
   /** Frames for which there was an alarm so far: their page was altered at the source. */
   get damagedFrames(): number {
-    return this.#doubts.alarms;
+    return this.#watched.damagedFrames;
   }
 
   /** A worker failed while the guest needs it: the same way as after a restart. */
@@ -646,60 +557,12 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     return undefined;
   }
 
-  /** A wrong page may be in the guest's memory: it must not run on. */
-  #raise(error: PagetideError): void {
-    if (this.#alarm !== undefined) return;
-    this.#alarm = error.toJSON();
-    this.#host.log.fatal({ guest: this.state.guest, code: error.code }, error.message);
-    void this.#vmm?.pause().catch(() => undefined);
-    this.changed();
-  }
-
   /** Pages that came, and were not those of their tags, since this agent has the guest. */
   get mismatches(): { source: number; peer: number } {
-    let [source, peer] = [0, 0];
-    for (const { mismatches, peerMismatches } of this.#served) {
-      source += mismatches;
-      peer += peerMismatches;
-    }
-    return { source, peer };
+    return this.#watched.mismatches;
   }
 
   get alarmed(): ErrorJson | undefined {
-    return this.#alarm;
-  }
-
-  #progress(): MigrationProgress {
-    const described = describe(this.state);
-    const service = this.#arrival?.service;
-    // asked at any moment, also while the arrival is being let go of
-    const counts = service?.counts();
-    const memory = this.details.request?.description.memory;
-    const total = memory === undefined ? 0 : memory.size / memory.pageSize;
-    const done = described.phase === 'completing' || described.phase === 'done';
-    return {
-      phase: this.#alarm === undefined ? described.phase : 'failed',
-      framesTotal: total,
-      framesPresent: counts === undefined ? (done ? total : 0) : counts.total - counts.outstanding,
-      faultsServed: service?.serving.faultsServed ?? this.#figures?.faults.count ?? 0,
-      wireBytes: service === undefined ? (this.#figures?.bytes.wire ?? 0) : service.wireBytes(),
-      elapsedMs: Date.now() - this.details.startedAt,
-      note: this.#doubts.note ?? this.#note ?? described.note,
-    };
-  }
-}
-
-/** Rejects with `PT_PEER_UNREACHABLE` when `promise` takes longer. */
-async function within<T>(promise: Promise<T>, ms: number, what: string): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => {
-      reject(new PagetideError('PT_PEER_UNREACHABLE', `${what} within ${ms} ms`));
-    }, ms);
-  });
-  try {
-    return await Promise.race([promise, late]);
-  } finally {
-    clearTimeout(timer);
+    return this.#watched.alarm;
   }
 }

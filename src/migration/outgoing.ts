@@ -1,21 +1,20 @@
 /**
  * A migration at its source: drives the source's ownership machine (ownership/source.ts) and does its work: gets the
- * destination ready, pauses the guest, sends map and device state, and serves pages until the destination has them all.
+ * destination ready, has memory copied in rounds where the mode is one that does, pauses the guest, sends map and device state, and
+ * serves pages until the destination has them all.
  */
 import { randomBytes } from 'node:crypto';
-import { closeSync, openSync } from 'node:fs';
 import { asPagetideError, PagetideError, type ErrorJson } from '../errors.ts';
-import type { GuestRecord, Vmm } from '../guests/driver.ts';
-import { native } from '../memory/native.ts';
-import { GuestTags } from '../pages/guest-tags.ts';
-import { encodeTagRuns } from '../pages/tag-runs.ts';
-import { TAG_PAGE, TAG_VERSION } from '../pages/tags.ts';
+import type { Vmm } from '../guests/driver.ts';
 import type { PageCounters } from '../transport/page-server.ts';
-import { mapFromExtents, type MapRuns } from '../transport/wire-map.ts';
-import type { PeerClient } from '../transport/peer.ts';
 import type { MigrationHost } from './host.ts';
+import type { Plan } from './modes.ts';
+import type { OutgoingDetails, OutgoingStart } from './outgoing-details.ts';
+import { givenUp, OutgoingMemory } from './outgoing-memory.ts';
+import { OutgoingPeer, TRIES } from './outgoing-peer.ts';
+import { OutgoingRounds } from './outgoing-rounds.ts';
+import { sourceProgress } from './outgoing-progress.ts';
 import {
-  describe,
   sourceEnded,
   startSource,
   stepSource,
@@ -25,11 +24,7 @@ import {
   type SourceState,
   type SourceStep,
 } from './ownership/index.ts';
-import { migrationKey } from './arriving-names.ts';
-import { GuestScan } from './guest-scan.ts';
-import { claimDomain, type Domain, type DomainClaim } from './domains.ts';
-import type { Leaving } from './shared-pages.ts';
-import { makeReport, type Departure } from './report.ts';
+import { makeReport } from './report.ts';
 import { damagedPage, Recheck } from './recheck.ts';
 import { MachineRunner } from './runner.ts';
 import {
@@ -38,33 +33,9 @@ import {
   type Finding,
   type IncomingStatus,
   type MigrationInfo,
-  type MigrationProgress,
   type MigrationReport,
-  type Mode,
-  type PrepareRequest,
 } from './types.ts';
 
-/** Kept with every record of the journal: what a restarted agent needs. */
-export interface OutgoingDetails extends Departure {
-  token: string;
-  mode: Mode;
-  verify: boolean;
-  /** The guest's memory files serve on when its VMM is gone. */
-  vmm: GuestRecord;
-  /** The name in the destination's certificate: pages go to it alone, and only its word counts. Absent: over plain HTTP, or not known yet. */
-  destination?: string;
-}
-
-export interface OutgoingStart {
-  guest: string;
-  peer: string;
-  epoch: number;
-  mode: Mode;
-  verify: boolean;
-}
-
-/** Failed tries to reach the destination before the guest is handed over; about two seconds. */
-const TRIES = 4;
 /** Where only the destination's answer leads on. */
 const WAITS_FOR_ANSWER: ReadonlySet<SourceState['at']> = new Set([
   'preparing',
@@ -97,26 +68,23 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   protected readonly retryEvent: SourceEvent = { type: 'retry' };
   readonly #host: MigrationHost;
   readonly #vmm: Vmm | undefined;
-  #connection: PeerClient | undefined;
-  #scan: GuestScan | undefined;
-  #domain: Domain | undefined;
-  #claim: DomainClaim | undefined;
-  /** What is kept of the guest once it is gone. */
-  #leaving: Leaving | undefined;
+  /** How it is to go about it; undefined after a restart, when all of that is over. */
+  readonly #plan: Plan | undefined;
+  readonly #memory: OutgoingMemory;
+  readonly #peer: OutgoingPeer;
+  readonly #rounds: OutgoingRounds;
+  /** The guest is being stopped for a scan, or let run on after it. */
+  #draining: Promise<unknown> = Promise.resolve();
   #report: MigrationReport | undefined;
   #failure: ErrorJson | undefined;
   #unreachable = 0;
   /** Since when telling the destination to abort has failed, milliseconds since the epoch. */
   #tellingSince: number | undefined;
-  #pushed = false;
-  #told = false;
   readonly #recheck = new Recheck({
     onAlarm: (frames) => this.#tellDamage(frames),
     onMended: (frames) =>
       this.#host.log.warn({ migration: this.state.migration, frames }, 'pages of the paused guest are right again'),
   });
-  /** The manifest is that of the guest as it was handed over. */
-  #finished = false;
   #figures: CompletionFigures | undefined;
   /** Bytes of the page streams at this end, both directions. */
   #streamed = 0;
@@ -125,21 +93,54 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   #acknowledged: (() => void)[] = [];
   #cancels: { resolve: () => void; reject: (error: PagetideError) => void }[] = [];
 
-  private constructor(host: MigrationHost, vmm: Vmm | undefined, state: SourceState, details: OutgoingDetails) {
+  private constructor(
+    host: MigrationHost,
+    vmm: Vmm | undefined,
+    state: SourceState,
+    details: OutgoingDetails,
+    plan: Plan | undefined,
+  ) {
     super(state);
     this.#host = host;
     this.#vmm = vmm;
+    this.#plan = plan;
     this.details = details;
+    const { migration, guest } = state;
+    const inRounds = plan?.copying !== undefined;
+    this.#memory = new OutgoingMemory({
+      ...{ host, migration, guest, inRounds, token: details.token, record: details.vmm },
+      ...(inRounds && vmm?.drained !== undefined ? { drained: (work) => this.#drained(work) } : {}),
+    });
+    this.#peer = new OutgoingPeer({
+      ...{ host, details, url: state.peer, settled: () => this.vmmSettled() },
+      key: { migration, epoch: state.epoch },
+    });
+    this.#rounds = new OutgoingRounds({
+      ...{ plan, details, memory: this.#memory, peer: this.#peer },
+      log: host.log.child({ migration, guest }),
+      isCopying: () => !this.closed && this.state.at === 'copying',
+      onStatus: (status) => this.#learn(status),
+      changed: () => this.changed(),
+    });
     void vmm?.exited.then(() => this.dispatch({ type: 'vmm-died' }));
   }
 
   /** Begins a migration of a guest that runs here. */
   static start(host: MigrationHost, vmm: Vmm, start: OutgoingStart): OutgoingMigration {
     const migration = randomBytes(8).toString('hex');
-    const step = startSource({ migration, epoch: start.epoch, guest: start.guest, peer: start.peer });
+    const { epoch, guest, peer, plan, verify } = start;
+    const step = startSource({ migration, epoch, guest, peer, copies: plan.copying !== undefined });
     const token = randomBytes(32).toString('base64url');
-    const details = { token, mode: start.mode, verify: start.verify, startedAt: Date.now(), vmm: vmm.record };
-    return OutgoingMigration.#begin(host, vmm, step, details);
+    const { mode, why } = plan;
+    const details = {
+      token,
+      mode,
+      ...(why === undefined ? {} : { why }),
+      verify,
+      startedAt: Date.now(),
+      vmm: vmm.record,
+    };
+    return OutgoingMigration.#begin(host, vmm, step, details, plan);
   }
 
   /** Takes one up after a restart. `vmm` is undefined when its process is gone. */
@@ -149,7 +150,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     step: SourceStep,
     details: OutgoingDetails,
   ): OutgoingMigration {
-    const migration = OutgoingMigration.#begin(host, vmm, step, details);
+    const migration = OutgoingMigration.#begin(host, vmm, step, details, undefined);
     if (vmm === undefined) migration.dispatch({ type: 'vmm-died' });
     return migration;
   }
@@ -159,8 +160,9 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     vmm: Vmm | undefined,
     step: SourceStep,
     details: OutgoingDetails,
+    plan: Plan | undefined,
   ): OutgoingMigration {
-    const migration = new OutgoingMigration(host, vmm, step.state, details);
+    const migration = new OutgoingMigration(host, vmm, step.state, details, plan);
     migration.begin(step.actions);
     return migration;
   }
@@ -182,9 +184,21 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       id: migration,
       guest,
       mode: this.details.mode,
+      ...(this.details.why === undefined ? {} : { why: this.details.why }),
       peer,
       direction: 'outgoing',
-      progress: this.#progress(),
+      progress: sourceProgress({
+        state: this.state,
+        frames: this.#frames,
+        startedAt: this.details.startedAt,
+        remote: this.#remote?.progress,
+        report: this.#report,
+        counters: this.#host.pageServer.counters(migration),
+        copying: this.#rounds.progress,
+        hasFailed: this.#failure !== undefined,
+        alarm: this.#damage?.message,
+        note: this.details.note,
+      }),
       ...(this.#report === undefined ? {} : { report: this.#report }),
       ...(error === undefined ? {} : { error }),
     };
@@ -226,7 +240,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     if (epoch !== this.state.epoch) {
       return Promise.reject(new PagetideError('PT_MIGRATION_UNKNOWN', `no migration of epoch ${epoch}`));
     }
-    const stranger = this.#stranger(sender);
+    const stranger = this.#peer.stranger(sender);
     if (stranger !== undefined) return Promise.reject(stranger);
     this.#figures = figures;
     return new Promise((resolve) => {
@@ -244,18 +258,11 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     const standsStill = (): boolean => !this.closed && STANDS_STILL.has(this.state.at);
     if (epoch !== this.state.epoch || !standsStill())
       throw new PagetideError('PT_MIGRATION_UNKNOWN', 'that migration is not under way here');
-    const stranger = this.#stranger(sender);
+    const stranger = this.#peer.stranger(sender);
     if (stranger !== undefined) throw stranger;
-    const { description, pageSize } = this.details.vmm;
-    const beyond = frames.find((frame) => frame >= description.memory.size / pageSize);
+    const beyond = frames.find((frame) => frame >= this.#frames);
     if (beyond !== undefined) throw new PagetideError('PT_BAD_ARGUMENT', `the guest has no frame ${beyond}`);
-    const parts = pageSize / TAG_PAGE;
-    const scan = this.#finished ? this.#scan : undefined;
-    const findings = await this.#recheck.run(
-      frames,
-      scan && ((frame) => scan.isAsTagged(frame * parts, parts)),
-      standsStill,
-    );
+    const findings = await this.#recheck.run(frames, this.#memory.isAsTagged(), standsStill);
     this.changed();
     return findings;
   }
@@ -263,6 +270,12 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   /** Frames for which there was an alarm so far: their page was altered while the guest stood still. */
   get damagedFrames(): number {
     return this.#recheck.alarms;
+  }
+
+  /** Of the guest's page size. */
+  get #frames(): number {
+    const { description, pageSize } = this.details.vmm;
+    return description.memory.size / pageSize;
   }
 
   get #damage(): PagetideError | undefined {
@@ -276,28 +289,24 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     this.#host.log.fatal({ migration, guest, code: error.code, frames }, error.message);
   }
 
-  /** Without certificates, and on the control socket, nobody has a name. Until the destination's is known, it is asked to come again. */
-  #stranger(sender: string | undefined): PagetideError | undefined {
-    const { destination } = this.details;
-    if (sender === undefined || sender === destination) return undefined;
-    return new PagetideError('PT_UNAUTHORIZED', `${sender} is not the host that this guest moves to`);
-  }
-
   override close(): void {
     super.close();
-    this.#scan?.close();
+    this.#memory.close();
     clearTimeout(this.#poll);
-    void this.#connection?.close();
-    this.#connection = undefined;
-    this.#leaving?.drop();
+    this.#peer.close();
+    this.#memory.drop();
+  }
+
+  /** The same for an agent that ends: a guest that is stopped for a scan just now runs on when this resolves. */
+  async detach(): Promise<void> {
+    this.close();
+    await this.#draining;
   }
 
   override shed(): void {
-    this.#scan?.close();
-    this.#scan = undefined;
+    this.#memory.shed();
     clearTimeout(this.#poll);
-    void this.#connection?.close();
-    this.#connection = undefined;
+    this.#peer.close();
   }
 
   protected step(state: SourceState, event: SourceEvent): SourceStep {
@@ -324,7 +333,10 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
         return;
       case 'serve-pages':
         this.onVmm(
-          () => this.#offerPages(),
+          async () => {
+            await this.#memory.offerPages(this.details.destination);
+            return undefined;
+          },
           (error) => ({ type: 'failed', error: asPagetideError(error).toJSON() }),
         );
         return;
@@ -336,6 +348,9 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
           },
           () => undefined,
         );
+        return;
+      case 'copy':
+        this.#rounds.begin((event) => this.dispatch(event));
         return;
       case 'pause':
         this.onVmm(
@@ -369,7 +384,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       case 'release-vmm':
         this.onVmm(
           async () => {
-            this.#leaving ??= this.#leave();
+            this.#memory.leave();
             await this.#host.release(this.state.guest, this.#vmm, this.details.vmm);
             return { type: 'vmm-released' };
           },
@@ -387,55 +402,9 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     }
   }
 
-  /** Before the VMM and its memory go; only where the manifest is that of the memory as it is now, and for ever. */
-  #leave(): Leaving | undefined {
-    if (this.#domain === undefined || this.#scan === undefined || !this.#finished) return undefined;
-    const { shared } = this.#host;
-    return shared.leave(this.details.vmm, this.state.guest, this.#domain, this.#scan.manifest);
-  }
-
-  get #peer(): PeerClient {
-    return (this.#connection ??= this.#host.connectPeer(this.state.peer, this.details.destination));
-  }
-
   #need(): Vmm {
     if (this.#vmm === undefined) throw new PagetideError('PT_VMM_GONE', 'the VMM of this guest is gone');
     return this.#vmm;
-  }
-
-  async #offerPages(): Promise<undefined> {
-    const { files, pageSize, description } = this.details.vmm;
-    const { migration } = this.state;
-    if (this.#host.pageServer.counters(migration) !== undefined) return undefined;
-    await this.#host.pageServer.offer({
-      migration,
-      token: this.details.token,
-      pageSize,
-      frames: description.memory.size / pageSize,
-      files: files.map(({ path, size, offset }) => ({ path, size, offset })),
-      destination: this.details.destination,
-    });
-    return undefined;
-  }
-
-  /**
-   * Over TLS: learns who the destination is, by a question that tells it nothing, and has the pages opened to it, before the
-   * token leaves. `handing-over` carries the name to the journal: earlier, a restarted agent takes the guest back.
-   */
-  async #meet(): Promise<void> {
-    if (this.#peer.isSecure && this.details.destination === undefined) await this.#peer.status(this.state.migration);
-    await this.#admit();
-  }
-
-  /** Also after a restart, where the journal is of a version that didn't keep the name: no stream is opened until then. */
-  async #admit(): Promise<void> {
-    const identity = this.#connection?.identity;
-    const { migration } = this.state;
-    if (identity === undefined || this.details.destination !== undefined) return;
-    // an offer that is made from now on has the name; one that is made already, or just now, is told it
-    this.details.destination = identity;
-    await this.vmmSettled();
-    if (this.#host.pageServer.counters(migration) !== undefined) await this.#host.pageServer.admit(migration, identity);
   }
 
   async #send(request: SourceRequest): Promise<void> {
@@ -445,9 +414,9 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       switch (request) {
         case 'prepare':
           await this.vmmSettled(); // the pages are offered by then
-          await this.#meet();
-          status = await this.#peer.prepare({
-            ...(await this.#offer()),
+          await this.#peer.meet();
+          status = await this.#peer.client.prepare({
+            ...(await this.#names()),
             protocol: PEER_PROTOCOL,
             migration,
             epoch,
@@ -456,19 +425,23 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
             description: this.details.vmm.description,
             source: { url: this.#host.url, token: this.details.token },
             verify: this.details.verify,
+            copies: this.#plan?.copying !== undefined,
+            serves: this.#plan?.serves ?? true,
+            bandwidth: this.#plan?.bandwidth ?? 0,
           });
           break;
         case 'load':
-          status = await this.#load(migration, epoch);
+          await this.#memory.push(this.#need());
+          status = await this.#peer.client.load(migration, epoch, this.#rounds.rest);
           break;
         case 'take-over':
-          status = await this.#peer.takeOver(migration, epoch);
+          status = await this.#peer.client.takeOver(migration, epoch);
           break;
         case 'abort':
-          status = await this.#peer.abort(migration, epoch);
+          status = await this.#peer.client.abort(migration, epoch);
           break;
         case 'status':
-          status = await this.#peer.status(migration);
+          status = await this.#peer.client.status(migration);
       }
     } catch (thrown) {
       this.#unanswered(request, asPagetideError(thrown));
@@ -477,10 +450,11 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     if (this.closed) return;
     this.#unreachable = 0;
     try {
-      await this.#admit();
-      if (status.wants !== undefined) await this.#tellManifest(status.wants);
-      // Not before the chunks were told that were offered: what is tagged anew after that is sent at the end.
-      if (request === 'prepare' && this.#told && this.state.at === 'preparing') await this.#scan?.catchUp();
+      await this.#peer.admit();
+      if (status.wants !== undefined) await this.#memory.tell(status.wants);
+      // Not before the chunks were told that were offered: what is tagged anew after that is sent at the end. Rounds do it themselves.
+      const isTold = request === 'prepare' && this.#memory.told && this.state.at === 'preparing';
+      if (isTold && !this.state.copies) await this.#memory.scan?.catchUp();
     } catch (thrown) {
       this.dispatch({ type: 'failed', error: asPagetideError(thrown).toJSON() });
       return;
@@ -517,94 +491,27 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     else if (!this.ended) this.retrySoon();
   }
 
-  /** Makes the manifest while the guest runs, once; a preparation that is repeated offers the same. */
-  async #offer(): Promise<Pick<PrepareRequest, 'manifest' | 'domain'>> {
-    const { log, tagPool, shared } = this.#host;
-    if (this.#scan === undefined) {
-      const vmm = this.#need();
-      const { record } = vmm;
-      const domain = shared.domain(record.domain);
-      // A guest must not be stuck here because its domain is gone: it shares nothing then.
-      if (domain === undefined && record.domain !== undefined)
-        log.warn(
-          { guest: this.state.guest, domain: record.domain },
-          'the domain of this guest is not known here any more',
-        );
-      const watched = domain && (await this.#host.watched(vmm, domain));
-      if (!this.#isPreparing()) {
-        watched?.close();
-        throw givenUp();
-      }
-      const key = domain?.openKey() ?? migrationKey(this.details.token);
-      if (domain !== undefined) this.#claim = claimDomain(domain, key, this.state.migration);
-      this.#domain = domain;
-      // its tags are made with a key of its own
-      if (watched !== undefined) key.close();
-      const tags = watched ?? new GuestTags({ record, key, pool: tagPool, log });
-      const scan = new GuestScan(tags, {
-        tracking: () => vmm.tracking?.() ?? Promise.resolve('hints'),
-        constant: vmm.constantDevices === true,
-      });
-      this.#scan = scan;
-      await scan.build();
-      if (!this.#isPreparing()) throw givenUp();
-    }
-    const { manifest } = this.#scan;
-    const chunks = encodeTagRuns(manifest.chunkTags(), 0, manifest.chunks).toString('base64');
-    return {
-      manifest: { version: TAG_VERSION, frames: manifest.frames, chunks },
-      ...(this.#claim === undefined ? {} : { domain: this.#claim }),
-    };
+  async #names(): ReturnType<OutgoingMemory['build']> {
+    const names = await this.#memory.build(this.#need(), () => this.#isPreparing());
+    this.#rounds.look();
+    return names;
   }
 
   #isPreparing(): boolean {
-    return !this.closed && this.state.at === 'preparing';
+    return !this.closed && (this.state.at === 'preparing' || this.state.at === 'copying');
   }
 
-  /** The page server keeps what is told, and tells it to every connection that comes: once is enough. */
-  async #tellManifest(wants: readonly number[]): Promise<void> {
-    if (this.#told || this.#scan === undefined) return;
-    this.#told = true;
-    await this.#host.pageServer.pushManifest(this.state.migration, this.#scan.tell(wants));
-  }
-
-  /** Streams manifest, map and device state to the destination, and waits until it has loaded them. */
-  async #load(migration: string, epoch: number): Promise<IncomingStatus> {
-    if (!this.#pushed) {
-      this.#pushed = true; // the page server keeps them for every connection that comes
-      const vmm = this.#need();
-      const scan = this.#scan;
-      if (scan === undefined) throw new PagetideError('PT_INTERNAL', 'there is no manifest of this guest');
-      await this.#tellManifest([0, scan.manifest.chunks]); // where it never said what it wants
-      await this.#host.pageServer.pushManifest(migration, await scan.finish());
-      this.#finished = true;
-      const state = this.#host.pageServer.pushState(migration);
-      await this.#host.pageServer.pushMap(migration, this.#map(vmm));
-      try {
-        await vmm.saveState(state);
-      } catch (error) {
-        state.on('error', () => undefined); // the reason is on its way already
-        state.destroy(asPagetideError(error));
-        throw error;
-      }
-    }
-    return this.#peer.load(migration, epoch);
-  }
-
-  /** Which frames hold content: the guest is paused, so this is final. A hole of the memory file reads as zero. */
-  #map(vmm: Vmm): MapRuns {
-    const { files, pageSize, description } = vmm.record;
-    const extents = files.flatMap((file) => {
-      const fd = openSync(file.path, 'r');
-      try {
-        return native()
-          .dataExtents(fd, 0, file.size)
-          .map(({ offset, length }) => ({ offset: file.offset + offset, length }));
-      } finally {
-        closeSync(fd);
-      }
+  /**
+   * Stops the guest for a scan. In turn with what the machine does to the VMM, so that its own pause or resume can't come in
+   * between; and not once it has moved on, when the guest stands still, or has been let run.
+   */
+  #drained(work: () => void): Promise<void> {
+    const drained = this.inTurn(async () => {
+      if (!this.#isPreparing()) throw givenUp();
+      await this.#need().drained?.(work);
     });
-    return mapFromExtents(extents, description.memory.size / pageSize, pageSize);
+    this.#draining = drained.catch(() => undefined);
+    return drained;
   }
 
   #take(
@@ -616,13 +523,13 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     if (what === 'left') this.#pollSoon();
     if (what === 'rolled-back' || what === 'guest-lost') {
       this.#failure = error;
-      this.#scan?.close();
+      this.#memory.close();
     }
     if (what === 'released') {
       clearTimeout(this.#poll);
       this.#report = this.#makeReport();
       // acknowledged by now: nobody waits for this
-      void this.#leaving?.keep();
+      this.#memory.keep();
     }
   }
 
@@ -641,29 +548,6 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     }, POLL_MS);
   }
 
-  #progress(): MigrationProgress {
-    const { phase, note } = describe(this.state);
-    const remote = this.#remote?.progress;
-    const { description, pageSize } = this.details.vmm;
-    const total = description.memory.size / pageSize;
-    const counters = this.#host.pageServer.counters(this.state.migration);
-    const alarmed =
-      (phase === 'serving' && remote?.phase === 'failed') || (phase === 'done' && this.#failure !== undefined);
-    return {
-      phase: alarmed
-        ? 'failed'
-        : phase === 'serving' && remote !== undefined && remote.phase === 'completing'
-          ? 'completing'
-          : phase,
-      framesTotal: remote?.framesTotal ?? this.#report?.frames.total ?? total,
-      framesPresent: this.#report?.frames.total ?? remote?.framesPresent ?? 0,
-      faultsServed: this.#report?.faults.count ?? remote?.faultsServed ?? 0,
-      wireBytes: this.#report?.bytes.wire ?? (counters === undefined ? 0 : counters.bytesIn + counters.bytesOut),
-      elapsedMs: Date.now() - this.details.startedAt,
-      note: this.#damage?.message ?? remote?.note ?? note,
-    };
-  }
-
   #countStreams(counters: PageCounters | undefined): void {
     if (counters !== undefined) this.#streamed = counters.bytesIn + counters.bytesOut;
   }
@@ -671,16 +555,11 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   #makeReport(): MigrationReport | undefined {
     const figures = this.#figures;
     if (figures === undefined) return undefined;
-    const { received, sent } = this.#peer.bytes;
     // The destination closes its streams once it has every page, with answers still under way that a fault was faster than:
     // the network has carried them. An agent that was restarted has only counted what came after; so the larger one.
     const streams = Math.max(figures.bytes.wire, this.#streamed);
     const { mode, vmm } = this.details;
     const about = { guest: this.state.guest, mode, driver: vmm.driver };
-    return makeReport(about, this.details, figures, streams + received + sent, Date.now());
+    return makeReport(about, this.details, figures, streams + this.#peer.bytes, Date.now());
   }
-}
-
-function givenUp(): PagetideError {
-  return new PagetideError('PT_CANCELLED', 'the migration was given up meanwhile');
 }

@@ -1,6 +1,6 @@
 /** The report of a migration: what its source noted when the guest left, and the figures that the destination sends. */
 import type { GuestStats } from '../guests/driver.ts';
-import type { CompletionFigures, MigrationReport } from './types.ts';
+import type { CompletionFigures, MigrationReport, RoundReport } from './types.ts';
 
 /** How the guest left. All of it is in the source's journal before the destination may run the guest. */
 export interface Departure {
@@ -10,6 +10,12 @@ export interface Departure {
   pausedAt?: number;
   /** What this host had heard of the guest by then; a moment later than the rest, and missing where it came too late. */
   heard?: Pick<GuestStats, 'longestGapMs' | 'heartbeats'>;
+  /** Why it was this mode, where nobody asked for it. */
+  why?: string;
+  /** What did not go as asked for. */
+  note?: string;
+  /** In which memory was copied before. */
+  rounds?: RoundReport[];
 }
 
 /**
@@ -26,6 +32,7 @@ export function makeReport(
   now: number,
 ): MigrationReport {
   const { guest, mode, driver } = about;
+  const { why, note, rounds } = departure;
   return {
     guest,
     mode,
@@ -39,6 +46,9 @@ export function makeReport(
     },
     faults: figures.faults,
     longestGapMs: longestGap(departure, figures),
+    ...(why === undefined ? {} : { why }),
+    ...(note === undefined ? {} : { note }),
+    ...(rounds === undefined ? {} : { rounds }),
   };
 }
 

@@ -5,6 +5,7 @@
  * Order: journal appends are made in the order asked for (the journal keeps it); VMM actions run one after the other;
  * messages are sent at once. Retries come with a growing pause, which a change of state resets.
  */
+import { PagetideError } from '../errors.ts';
 import type { Step } from './ownership/index.ts';
 
 const RETRY_FIRST_MS = 100;
@@ -96,6 +97,19 @@ export abstract class MachineRunner<State extends { at: string }, Event, Action>
       }
       if (event !== undefined) this.dispatch(event);
     });
+  }
+
+  /** Runs VMM work likewise, for whoever waits for it: nothing is dispatched. @throws what `work` does, `PT_CANCELLED` once closed */
+  protected inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const turn = this.#vmm.then(() => {
+      if (this.#closed) throw new PagetideError('PT_CANCELLED', 'the migration is not driven here any more');
+      return work();
+    });
+    this.#vmm = turn.then(
+      () => undefined,
+      () => undefined,
+    );
+    return turn;
   }
 
   /** Resolves when all VMM work asked for so far is done. */

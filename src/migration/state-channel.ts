@@ -1,4 +1,13 @@
-/** The destination's state stream: collects the frame map and the device state, whole and checked, before any is used. */
+/**
+ * The destination's state stream: collects tags, the frame map and the device state, each whole and checked before any is used.
+ *
+ *   Tags … ManifestEnd   Tags … ManifestEnd   …   Tags … ManifestEnd   Map   State … StateEnd
+ *          round 1 is told      round 2 is told          the last one is told   ▲ settled           ▲ whole
+ *
+ * On a new connection everything comes again from the start. So the tags go back to what they were before anything was told, and
+ * rounds are counted anew: a round is told when as many ends have come on the connection that there is. Once the map has begun nothing
+ * of the manifest is written again: it is in use by then.
+ */
 import { PagetideError } from '../errors.ts';
 import type { Manifest } from '../pages/manifest.ts';
 import { connectPages } from '../transport/page-client.ts';
@@ -21,8 +30,10 @@ export interface StateChannelOptions {
   token: string;
   frames: number;
   pageSize: number;
-  /** Takes the tags in. It is final, its digest checked, when {@link StateChannel.whole} resolves. */
+  /** Takes the tags in. It is final, its digest checked, when {@link StateChannel.settled} resolves. */
   manifest: Manifest;
+  /** The manifest is told in rounds. */
+  rounds: boolean;
 }
 
 interface Deferred<T> {
@@ -43,45 +54,71 @@ function deferred<T>(): Deferred<T> {
 export class StateChannel {
   /** Resolves with the first connection; rejects when the source refuses. */
   readonly connected: Promise<true>;
+  /** Resolves when the manifest is final; rejects when the source gives up. */
+  readonly settled: Promise<true>;
   /** Resolves when map and state are here; rejects when the source gives up. */
   readonly whole: Promise<SwitchState>;
   readonly #pages: ReconnectingPages;
+  readonly #manifest: Manifest;
+  /** Ends of the manifest on the connection that there is, or was last. */
+  #ends = 0;
+  #waiting: { round: number; told: Deferred<true> }[] = [];
+  #closed: PagetideError | undefined;
 
   constructor(options: StateChannelOptions) {
     const connected = deferred<true>();
+    const settled = deferred<true>();
     const whole = deferred<SwitchState>();
     this.connected = connected.promise;
+    this.settled = settled.promise;
     this.whole = whole.promise;
     this.connected.catch(() => undefined);
+    this.settled.catch(() => undefined);
     this.whole.catch(() => undefined);
     let zeroRuns: number[] = [];
     let zeroFrames = 0;
     let manifestBytes = 0;
-    let isFinal = false;
+    let isSettled = false;
     let isWhole = false;
     const { manifest } = options;
+    this.#manifest = manifest;
+    // What this host knew by itself. An end is checked against the whole table: tags of later rounds must not be in it.
+    const before = options.rounds ? Uint8Array.from(manifest.tags) : undefined;
+    let isTouched = false;
     let chunks: Buffer[] = [];
+    const restart = (): void => {
+      if (isSettled) return;
+      this.#ends = 0;
+      if (before === undefined || !isTouched) return;
+      manifest.tags.set(before);
+      manifest.touch(0, manifest.frames);
+      isTouched = false;
+    };
     this.#pages = new ReconnectingPages({
       connect: (handlers, signal) => connectPages({ ...options, channel: 'state', handlers, signal }),
       handlers: {
         onTags: (payload, first) => {
-          // On a new connection everything comes again from the start. What is final is in use by then, and never written again.
-          if (isWhole) return;
-          isFinal = false;
+          if (isSettled) return;
+          isTouched = true;
           decodeTags(payload, first, manifest);
           manifestBytes += payload.length;
         },
         onManifestEnd: (payload, frames) => {
-          if (isWhole) return;
+          if (isSettled) return;
           checkManifestEnd(payload, frames, manifest);
           manifestBytes += payload.length;
-          isFinal = true;
+          this.#tell(++this.#ends);
         },
         onMap: (runs, first) => {
           if (first === 0) {
             // a new connection begins from the start
             zeroRuns = [];
             zeroFrames = 0;
+            // without an end before it, see onStateEnd
+            if (this.#ends > 0) {
+              isSettled = true;
+              settled.resolve(true);
+            }
           }
           manifestBytes += runs.byteLength;
           let at = first;
@@ -99,19 +136,54 @@ export class StateChannel {
           chunks.push(Buffer.from(chunk)); // the connection uses its memory again
         },
         onStateEnd: () => {
-          if (!isFinal) throw new PagetideError('PT_PROTOCOL', 'the device state came without a manifest');
+          if (isWhole) return;
+          if (!isSettled) throw new PagetideError('PT_PROTOCOL', 'the device state came without a manifest');
           isWhole = true;
           whole.resolve({ zeroRuns, zeroFrames, manifestBytes, device: Buffer.concat(chunks) });
         },
         onClose: (error) => {
           const why = error ?? new PagetideError('PT_CANCELLED', 'the state stream was closed');
           connected.reject(why);
+          settled.reject(why);
           whole.reject(why);
+          this.#closed = why;
+          for (const { told } of this.#waiting.splice(0)) told.reject(why);
         },
       },
-      onConnected: () => connected.resolve(true),
+      // before anything of this connection is heard
+      onConnected: () => {
+        restart();
+        connected.resolve(true);
+      },
       giveUp: (error) => error.code !== 'PT_PEER_UNREACHABLE',
     }).start();
+  }
+
+  /** Rounds of which the manifest is told, on the connection that there is. */
+  get rounds(): number {
+    return this.#ends;
+  }
+
+  /** Of the manifest as it is told now, hex. */
+  get digest(): string {
+    return this.#manifest.digest().toString('hex');
+  }
+
+  /** Resolves once the manifest of this round (1: the first) is told; rejects when the source gives up, or after {@link close}. */
+  async told(round: number): Promise<void> {
+    // whoever waited is called later: by then there may be a new connection, on which it is told again
+    while (this.#ends < round) {
+      if (this.#closed !== undefined) throw this.#closed;
+      const told = deferred<true>();
+      this.#waiting.push({ round, told });
+      await told.promise;
+    }
+  }
+
+  #tell(round: number): void {
+    const told = this.#waiting.filter((waiting) => waiting.round <= round);
+    this.#waiting = this.#waiting.filter((waiting) => waiting.round > round);
+    for (const waiting of told) waiting.told.resolve(true);
   }
 
   /** Milliseconds since there was a connection; 0 while there is one. */

@@ -3,19 +3,47 @@ import type { ErrorJson } from '../errors.ts';
 import type { GuestDescription } from '../guests/driver.ts';
 import type { DomainClaim } from './domains.ts';
 
-export type Mode = 'post-copy';
+/**
+ * How a guest's memory moves. `post-copy`: the guest runs at the destination first, and its pages follow. `pre-copy`: they are copied
+ * in rounds while it runs at the source, and it moves when all are there. `hybrid`: rounds first, and what changed since follows.
+ */
+export type Mode = 'post-copy' | 'pre-copy' | 'hybrid';
+
+/** What an operator asks for: `auto` is the best that both hosts can do. */
+export type ModeWanted = 'auto' | Mode;
+
+/** What becomes of a pre-copy whose guest writes faster than pages move: it runs on there without them, stands still for them, or stays. */
+export type OnNoConvergence = 'post-copy' | 'pause' | 'abort';
+
+/** `GET /v1/capabilities`: what an agent can do as a destination. */
+export interface Capabilities {
+  /** Version of the messages between agents that it speaks; {@link PEER_PROTOCOL}. */
+  protocol: number;
+  /** Whether a guest may run there before all of its pages are there; `why` not. */
+  userfaultfd: { ok: boolean; why?: string };
+}
 
 /**
  * Where a migration stands, as an operator sees it.
  *
- *   preparing → switching → serving → completing → done
- *        │          │
- *        └──────────┴──→ rolling-back → failed | cancelled        (before ownership passes)
+ *   preparing → copying → switching → serving → completing → done
+ *        │         │          │
+ *        └─────────┴──────────┴──→ rolling-back → failed | cancelled        (before ownership passes)
  *
+ * `copying` where memory is copied in rounds before the switch: pre-copy, hybrid.
  * `in-doubt`: the source gave the guest away, and doesn't know whether the destination took it; it stays paused.
  */
 export type Phase =
-  'preparing' | 'switching' | 'in-doubt' | 'serving' | 'completing' | 'rolling-back' | 'done' | 'failed' | 'cancelled';
+  | 'preparing'
+  | 'copying'
+  | 'switching'
+  | 'in-doubt'
+  | 'serving'
+  | 'completing'
+  | 'rolling-back'
+  | 'done'
+  | 'failed'
+  | 'cancelled';
 
 /** How a guest's frames came to the destination; the classes add up to `total`. */
 export interface FrameClasses {
@@ -27,6 +55,18 @@ export interface FrameClasses {
   duplicate: number;
   peer: number;
   source: number;
+}
+
+/** One round of copying. Frames got their page from the class that they are counted in. */
+export interface RoundReport extends Omit<FrameClasses, 'total' | 'present'> {
+  /** Frames whose tags were told: in the first round all, then those that had changed. */
+  changed: number;
+  /** Frames that changed again before they were read. */
+  lacking: number;
+  /** Bytes at the sockets of the page connections, both directions. */
+  wireBytes: number;
+  /** How long it took the destination, milliseconds. */
+  ms: number;
 }
 
 /** What a migration ends in. Field names and units are part of the interface. */
@@ -51,6 +91,24 @@ export interface MigrationReport {
   faults: { count: number; p50Us: number; p99Us: number; maxUs: number };
   /** Longest silence of the guest's heartbeat; null where it has none. */
   longestGapMs: number | null;
+  /** Why it was this mode, where nobody asked for it. */
+  why?: string;
+  /** What did not go as asked for. */
+  note?: string;
+  /** The rounds in which memory was copied before the switch; absent where none was. */
+  rounds?: RoundReport[];
+}
+
+/** Memory is being copied while the guest runs. */
+export interface CopyingProgress {
+  /** The round that is under way, from 1. */
+  round: number;
+  /** Frames a second whose page becomes another; 0 in the first round. */
+  dirtyPerSecond: number;
+  /** How long the guest would stand still if it moved now, milliseconds; null in the first round. */
+  expectedDowntimeMs: number | null;
+  /** Frames that this round copies. */
+  frames: number;
 }
 
 export interface MigrationProgress {
@@ -65,12 +123,17 @@ export interface MigrationProgress {
   elapsedMs: number;
   /** What an operator should know now, e.g. that the connection is being made again. */
   note?: string;
+  /** In phase `copying`. */
+  copying?: CopyingProgress;
 }
 
 export interface MigrationInfo {
   id: string;
   guest: string;
+  /** The one that was taken. */
   mode: Mode;
+  /** Why, where nobody asked for it. */
+  why?: string;
   /** URL of the other agent. */
   peer: string;
   direction: 'outgoing' | 'incoming';
@@ -98,6 +161,32 @@ export interface PrepareRequest {
   source: { url: string; token: string };
   /** Let the guest check itself once every page is there, before the source frees its copy. */
   verify: boolean;
+  /** Rounds come ({@link CopiedRound}): pages are copied while the guest still runs at the source. */
+  copies: boolean;
+  /** The guest may run before every page is there: the destination needs a userfaultfd. Without it, `load` is of `rest: 'copy'`. */
+  serves: boolean;
+  /** Bytes of pages that the destination fetches a second, at most; 0: its own limit alone. */
+  bandwidth: number;
+}
+
+/** `POST /v1/incoming/{id}/load`: `copy`: fetch what is left before the guest runs. `serve`: it runs, and what is left follows. */
+export type Rest = 'copy' | 'serve';
+
+/**
+ * `POST /v1/incoming/{id}/copy`: the destination fetches what it lacks of the manifest that the source has told up to the `round`th
+ * ManifestEnd (1: the first). Answered when it has asked for all of it, with
+ * this in the status; or after {@link ROUND_ANSWER_MS} without: then it is asked for again. The same round may be asked for any number of times.
+ */
+export interface CopiedRound {
+  round: number;
+  /** Frames whose page is not there: they changed before they were read. Of the next round. */
+  lacking: number;
+  /** Frames that got a page in this round, by where it came from; `zero`: that became zero. */
+  frames: Omit<FrameClasses, 'total' | 'present'>;
+  /** Bytes at the sockets of the page connections in this round, both directions. */
+  wireBytes: number;
+  /** How long it took the destination, milliseconds. */
+  ms: number;
 }
 
 /** What a destination needs to know of a manifest to tell which of its chunks it lacks. */
@@ -110,7 +199,10 @@ export interface ManifestOffer {
   chunks: string;
 }
 
-export const PEER_PROTOCOL = 2;
+/** A round that takes longer is answered without its figures after this, milliseconds: whoever waits hears that it goes on. */
+export const ROUND_ANSWER_MS = 2_000;
+
+export const PEER_PROTOCOL = 3;
 
 /** What the destination knows when asked: the answer to every `/v1/incoming/{id}` call. */
 export interface IncomingStatus {
@@ -123,6 +215,8 @@ export interface IncomingStatus {
   error?: ErrorJson;
   /** From `prepared` on: the chunks of the manifest that the destination lacks, [first chunk, count, …]. */
   wants?: number[];
+  /** With the answer to a round. */
+  copied?: CopiedRound;
   /** With `complete`: the same that the destination's own message carried, in case that was lost. */
   figures?: CompletionFigures;
 }

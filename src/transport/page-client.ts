@@ -39,7 +39,7 @@ export interface PageHandlers {
   onMap?(runs: MapRuns, first: number, last: boolean): void;
   /** Tags of frames from `first`: see wire-tags.ts. From the start on every connection. */
   onTags?(payload: Uint8Array, first: number): void;
-  /** The manifest is final: its frames, and its digest. */
+  /** The manifest as it was told up to here: its frames, and its digest. The last one before the map is final. */
   onManifestEnd?(payload: Uint8Array, frames: number): void;
   /** A piece of the device state. Starts again at offset 0 on every connection. */
   onState?(chunk: Buffer, offset: number): void;
@@ -88,7 +88,7 @@ export class PageConnection {
   readonly #map: MapReader;
   /** What connecting took, milliseconds: see {@link TappedSocket.connectMs}. */
   readonly connectMs: number;
-  #manifestEnded = false;
+  #mapBegun = false;
   readonly #state = new StateReader();
   /** Outstanding page requests: slot = stream % SLOTS; stream 0: free. */
   readonly #slotStream = new Uint32Array(SLOTS);
@@ -284,17 +284,17 @@ export class PageConnection {
         return;
       }
       case FrameType.Map: {
+        this.#mapBegun = true;
         const runs = this.#map.read(buffer.subarray(offset, offset + length), flags, argument);
         this.#handlers.onMap?.(runs, argument, this.#map.ended);
         return;
       }
       case FrameType.Tags:
-        if (this.#manifestEnded) throw protocolError('a manifest goes on after its end');
+        if (this.#mapBegun) throw protocolError('a manifest goes on after the frame map');
         this.#handlers.onTags?.(buffer.subarray(offset, offset + length), argument);
         return;
       case FrameType.ManifestEnd:
-        if (this.#manifestEnded) throw protocolError('a manifest ends twice');
-        this.#manifestEnded = true;
+        if (this.#mapBegun) throw protocolError('a manifest ends after the frame map');
         this.#handlers.onManifestEnd?.(buffer.subarray(offset, offset + length), argument);
         return;
       case FrameType.State: {

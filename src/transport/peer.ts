@@ -11,7 +11,14 @@ import {
   type DomainCheckIn,
   type DomainOffer,
 } from '../domains/messages.ts';
-import type { CompletionFigures, Finding, IncomingStatus, PrepareRequest } from '../migration/types.ts';
+import type {
+  Capabilities,
+  CompletionFigures,
+  Finding,
+  IncomingStatus,
+  PrepareRequest,
+  Rest,
+} from '../migration/types.ts';
 import { originOf, refusal, unreachable } from './page-connect.ts';
 import { isMigrationId } from './upgrade.ts';
 import { WireBytes } from './wire-bytes.ts';
@@ -136,6 +143,16 @@ export class PeerClient {
     return { received, sent };
   }
 
+  /** What the other agent can do as a destination. @throws PagetideError `PT_PROTOCOL` where it has never heard of the question */
+  async capabilities(options?: CallOptions): Promise<Capabilities> {
+    try {
+      return capabilities(await this.#call('GET', '/v1/capabilities', undefined, this.#answerMs, options), this.origin);
+    } catch (error) {
+      if (!(error instanceof PagetideError) || error.code !== 'PT_BAD_ARGUMENT') throw error;
+      throw new PagetideError('PT_PROTOCOL', `the agent at ${this.origin} is of an older version`, { cause: error });
+    }
+  }
+
   /** Asks the destination to get ready. */
   async prepare(request: PrepareRequest, options?: CallOptions): Promise<IncomingStatus> {
     return status(await this.#call('POST', '/v1/incoming', request, this.#workMs, options), request.migration);
@@ -147,18 +164,26 @@ export class PeerClient {
   }
 
   /** The state is on its way; resolves when it is loaded. */
-  load(migration: string, epoch: number, options?: CallOptions): Promise<IncomingStatus> {
-    return this.#incoming(migration, 'load', epoch, this.#workMs, options);
+  load(migration: string, epoch: number, rest: Rest = 'serve', options?: CallOptions): Promise<IncomingStatus> {
+    return this.#incoming(migration, 'load', { epoch, rest }, this.#workMs, options);
+  }
+
+  /**
+   * The destination is to fetch what it lacks of a round; resolves when it has asked for all of it, or after a while
+   * without `copied`: ask again then.
+   */
+  copy(migration: string, epoch: number, round: number, options?: CallOptions): Promise<IncomingStatus> {
+    return this.#incoming(migration, 'copy', { epoch, round }, this.#workMs, options);
   }
 
   /** The guest is the destination's from now on; resolves when it runs there. */
   takeOver(migration: string, epoch: number, options?: CallOptions): Promise<IncomingStatus> {
-    return this.#incoming(migration, 'take-over', epoch, this.#workMs, options);
+    return this.#incoming(migration, 'take-over', { epoch }, this.#workMs, options);
   }
 
   /** The destination is to refuse the epoch for good; resolves when its VMM is dead. */
   abort(migration: string, epoch: number, options?: CallOptions): Promise<IncomingStatus> {
-    return this.#incoming(migration, 'abort', epoch, this.#workMs, options);
+    return this.#incoming(migration, 'abort', { epoch }, this.#workMs, options);
   }
 
   /** Tells the source that every page is here, and how it went. */
@@ -202,11 +227,11 @@ export class PeerClient {
   async #incoming(
     migration: string,
     verb: string,
-    epoch: number,
+    body: object,
     timeoutMs: number,
     options?: CallOptions,
   ): Promise<IncomingStatus> {
-    return status(await this.#call('POST', `${incoming(migration)}/${verb}`, { epoch }, timeoutMs, options), migration);
+    return status(await this.#call('POST', `${incoming(migration)}/${verb}`, body, timeoutMs, options), migration);
   }
 
   async #call(
@@ -295,6 +320,14 @@ function findings(json: unknown, count: number): Finding[] {
   if (!Array.isArray(found) || found.length !== count || !found.every((finding) => FINDINGS.includes(finding)))
     throw new PagetideError('PT_PEER_FAILED', 'the other agent did not say what it found of each frame');
   return found as Finding[];
+}
+
+function capabilities(json: unknown, origin: string): Capabilities {
+  const { protocol, userfaultfd } = (typeof json === 'object' && json !== null ? json : {}) as Partial<Capabilities>;
+  if (!Number.isInteger(protocol) || typeof userfaultfd?.ok !== 'boolean')
+    throw new PagetideError('PT_PEER_FAILED', `${origin} did not say what it can do`);
+  const why = typeof userfaultfd.why === 'string' ? { why: userfaultfd.why } : {};
+  return { protocol: protocol!, userfaultfd: { ok: userfaultfd.ok, ...why } };
 }
 
 function grants(domain: string): string {

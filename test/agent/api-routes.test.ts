@@ -3,6 +3,7 @@ import t from 'tap';
 import { errorFromJson, PagetideError } from '../../src/errors.ts';
 import {
   cacheInfo,
+  capabilities,
   snapshotInfo,
   DOMAIN,
   domainAnswer,
@@ -14,6 +15,7 @@ import {
   guestInfo,
   ID,
   kept,
+  migrateRequest,
   migrationInfo,
   prepareRequest,
 } from './fake-service.ts';
@@ -129,12 +131,20 @@ const CASES: Case[] = [
     path: '/v1/migrations',
     sending: { body: { guest: 'web1', to: 'http://127.0.0.1:7412' } },
     status: 202,
-    call: ['migrate', { guest: 'web1', to: 'http://127.0.0.1:7412', mode: 'post-copy', verify: true }],
+    call: ['migrate', { guest: 'web1', to: 'http://127.0.0.1:7412', mode: 'auto', verify: true }],
+    answer: migrationInfo('preparing'),
+  },
+  {
+    path: '/v1/migrations',
+    sending: { body: migrateRequest() },
+    status: 202,
+    call: ['migrate', migrateRequest()],
     answer: migrationInfo('preparing'),
   },
   { path: '/v1/migrations', call: ['listMigrations'], answer: [migrationInfo('preparing')] },
   { path: `/v1/migrations/${ID}`, call: ['showMigration', ID], answer: migrationInfo('preparing') },
   { path: '/v1/guests/web1/cancel', sending: post, call: ['cancel', 'web1'], answer: migrationInfo('preparing') },
+  { path: '/v1/capabilities', call: ['capabilities'], answer: capabilities },
   {
     path: '/v1/incoming',
     sending: { body: prepareRequest() },
@@ -148,7 +158,6 @@ const CASES: Case[] = [
   },
   ...(
     [
-      ['load', 'loadIncoming', 'loaded'],
       ['take-over', 'takeOver', 'owner'],
       ['abort', 'abortIncoming', 'refused'],
     ] as const
@@ -158,6 +167,18 @@ const CASES: Case[] = [
     call: [method, ID, 7],
     answer: { migration: ID, epoch: 7, state },
   })),
+  ...(['copy', 'serve'] as const).map((rest) => ({
+    path: `/v1/incoming/${ID}/load`,
+    sending: { body: { epoch: 7, ...(rest === 'serve' ? {} : { rest }) } },
+    call: ['loadIncoming', ID, 7, rest],
+    answer: { migration: ID, epoch: 7, state: 'loaded' },
+  })),
+  {
+    path: `/v1/incoming/${ID}/copy`,
+    sending: { body: { epoch: 7, round: 2 } },
+    call: ['copyIncoming', ID, 7, 2],
+    answer: { migration: ID, epoch: 7, state: 'prepared' },
+  },
   {
     path: `/v1/outgoing/${ID}/complete`,
     sending: { body: { epoch: 7, figures: figures() } },

@@ -5,12 +5,14 @@ import type { DomainAnswer, DomainCheckIn, DomainOffer, Sender } from '../../src
 import type { DomainInfo, DomainRemoval } from '../../src/domains/service.ts';
 import type { VerifyResult } from '../../src/guests/driver.ts';
 import type {
+  Capabilities,
   CompletionFigures,
   IncomingStatus,
   MigrationInfo,
   MigrationReport,
   Phase,
   PrepareRequest,
+  Rest,
 } from '../../src/migration/types.ts';
 import type {
   AgentDomains,
@@ -135,10 +137,17 @@ export function migrationInfo(phase: Phase, more: Partial<MigrationInfo> = {}): 
   };
 }
 
+export function migrateRequest(): MigrateRequest {
+  const limits = { maxDowntimeMs: 200, maxRounds: 9, bandwidth: 1 << 20, onNoConvergence: 'pause' } as const;
+  return { guest: 'web1', to: 'http://127.0.0.1:7412', mode: 'pre-copy', ...limits, verify: true };
+}
+
 export function figures(): CompletionFigures {
   const { frames, bytes, faults, longestGapMs, verified } = report;
   return { frames, bytes, faults, longestGapMs, verified, resumedAt: 1_700_000_000_000_000, verifyMs: 310 };
 }
+
+export const capabilities: Capabilities = { protocol: 3, userfaultfd: { ok: false, why: 'no right' } };
 
 export function prepareRequest(): PrepareRequest {
   return {
@@ -149,6 +158,9 @@ export function prepareRequest(): PrepareRequest {
     mode: 'post-copy',
     description: guestInfo('web1').description,
     verify: true,
+    copies: false,
+    serves: true,
+    bandwidth: 0,
     manifest: { version: 1, frames: 65536, chunks: 'fwA=' },
     source: { url: 'http://127.0.0.1:7411', token: 'a-secret-of-at-least-16' },
   };
@@ -232,11 +244,14 @@ export class FakeService implements AgentService {
     this.#called('listMigrations', [], () => (this.migration === undefined ? [] : [this.migration]));
   showMigration = (id: string) => this.#called('showMigration', [id], () => this.#migration());
   cancel = (guest: string) => this.#promised('cancel', [guest], () => this.#migration());
+  capabilities = () => this.#called('capabilities', [], () => capabilities);
   prepareIncoming = (request: PrepareRequest) =>
     this.#promised('prepareIncoming', [request], () => this.#incoming('prepared', request.epoch));
   incomingStatus = (id: string) => this.#promised('incomingStatus', [id], () => this.#incoming('unknown'));
-  loadIncoming = (id: string, epoch: number) =>
-    this.#promised('loadIncoming', [id, epoch], () => this.#incoming('loaded', epoch));
+  loadIncoming = (id: string, epoch: number, rest: Rest) =>
+    this.#promised('loadIncoming', [id, epoch, rest], () => this.#incoming('loaded', epoch));
+  copyIncoming = (id: string, epoch: number, round: number) =>
+    this.#promised('copyIncoming', [id, epoch, round], () => this.#incoming('prepared', epoch));
   takeOver = (id: string, epoch: number) =>
     this.#promised('takeOver', [id, epoch], () => this.#incoming('owner', epoch));
   abortIncoming = (id: string, epoch: number) =>

@@ -5,7 +5,7 @@ import { listenControl } from '../../src/agent/api/listen.ts';
 import { LineView, Rate } from '../../src/cli/progress.ts';
 import { PagetideError } from '../../src/errors.ts';
 import { startApi } from '../agent/api-harness.ts';
-import { migrationInfo, report } from '../agent/fake-service.ts';
+import { migrateRequest, migrationInfo, report } from '../agent/fake-service.ts';
 import { startCli } from './harness.ts';
 
 const TO = 'http://127.0.0.1:7412';
@@ -26,7 +26,38 @@ void t.test('plain lines, then the report', async (t) => {
   t.match(stdout, /time +total 1900 ms, prepare 121 ms, downtime 3\.3 ms/);
   t.same(
     service.calls.find(([method]) => method === 'migrate'),
-    ['migrate', { guest: 'web1', to: TO, mode: 'post-copy', verify: true }],
+    ['migrate', { guest: 'web1', to: TO, mode: 'auto', verify: true }],
+  );
+});
+
+void t.test('copying in rounds: what is asked for, what is told, what was done', async (t) => {
+  const { service, socket } = await startApi(t);
+  const why = 'pre-copy, as the destination has no userfaultfd (no right)';
+  service.migration = migrationInfo('preparing', { mode: 'pre-copy', why });
+  const limits = '--mode pre-copy --max-downtime 200 --max-rounds 9 --bandwidth 1M --on-no-convergence pause';
+  const cli = startCli(t, ['migrate', 'web1', '--to', TO, ...limits.split(' '), '--agent', `unix:${socket}`]);
+  await cli.says(/^pre-copy, as the destination has no userfaultfd/);
+  const copying = { round: 1, frames: 65536, dirtyPerSecond: 0, expectedDowntimeMs: null };
+  const progress = { ...migrationInfo('copying').progress, copying };
+  service.change(migrationInfo('copying', { progress }));
+  await cli.says(/web1: copying, 100\/65536 frames \(0%\), round 1, .* MiB\/s/);
+  const second = { ...progress, copying: { ...copying, round: 2, dirtyPerSecond: 1234, expectedDowntimeMs: 210 } };
+  service.change(migrationInfo('copying', { progress: second }));
+  await cli.says(/round 2, 1234 frames\/s dirty, about 210 ms downtime, /);
+  const zero = { lacking: 0, zero: 536, cache: 0, resident: 0, duplicate: 1000, peer: 0, source: 64000 };
+  const rounds = [{ changed: 65536, ...zero, wireBytes: 100_000_000, ms: 1210 }];
+  const note = 'it stood still for longer';
+  service.change(migrationInfo('done', { report: { ...report, mode: 'pre-copy', why, note, rounds } }));
+  const { code, stdout } = await cli.finished;
+  t.equal(code, 0);
+  t.match(stdout, /mode +pre-copy, as the destination .*\nnote +it stood still for longer\n/);
+  t.match(
+    stdout,
+    /\n\nROUND +CHANGED +ZERO +CACHE .* LACKING +WIRE +TIME\n1 +65536 +536 +0 .* 64000 +0 +95\.4 MiB +1210 ms\n/,
+  );
+  t.same(
+    service.calls.find(([method]) => method === 'migrate'),
+    ['migrate', migrateRequest()],
   );
 });
 

@@ -41,6 +41,38 @@ async function copyMemory(from: string, to: string): Promise<void> {
   }
 }
 
+void t.test('a scan that stops the guest for a moment', qemu, async (t) => {
+  const { vmm } = await bootGuest(t, { settings: 'pagetide.rate=500' });
+  let calls = 0;
+  for (let i = 0; i < 3; i++) await vmm.drained(() => calls++);
+  t.equal(calls, 3);
+  t.equal(await vmm.status(), 'running');
+  await vmm.selfCheck!.nextBeat(10_000);
+  const failing = (): never => {
+    throw new Error('the scan failed');
+  };
+  await t.rejects(vmm.drained(failing), /the scan failed/);
+  t.equal(await vmm.status(), 'running', 'also where the scan fails');
+
+  const stopped = await vmm.pause();
+  await vmm.drained(() => calls++);
+  t.equal(await vmm.status(), 'paused', 'one that stands still stays so');
+  t.strictSame(await vmm.pause(), stopped);
+  await vmm.resume();
+  await vmm.pause();
+  // whose monitor was connected after the stop has heard of none
+  const again = (await qemuDriver.find(await makePlace(t, 'again'), vmm.record))!;
+  t.teardown(() => again.close());
+  vmm.close();
+  await again.drained(() => calls++);
+  t.equal(calls, 5);
+  t.equal(await again.status(), 'paused', 'a stop that nobody here has seen counts, too');
+  await t.rejects(again.drained(failing), /the scan failed/);
+  await again.resume();
+  await again.drained(() => calls++);
+  t.equal(await again.status(), 'running');
+});
+
 void t.test('a guest pauses, gives its state twice, goes on, and arrives elsewhere', qemu, async (t) => {
   const started = Date.now();
   const { vmm } = await bootGuest(t, {

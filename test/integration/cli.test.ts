@@ -16,7 +16,7 @@ void t.test('run, migrate, verify, remove', { timeout: 600_000 }, async (t) => {
   const run = await runCli(t, ['guest', 'run', 'g1', '--driver', 'embedded', '--memory', '24M', ...at(a), '--json']);
   t.equal(run.code, 0, run.stderr);
 
-  const moved = await runCli(t, ['migrate', 'g1', '--to', b.url, ...at(a), '--json']);
+  const moved = await runCli(t, ['migrate', 'g1', '--to', b.url, '--mode', 'post-copy', ...at(a), '--json']);
   t.equal(moved.code, 0, moved.stderr);
   const report = JSON.parse(moved.stdout.trim().split('\n').at(-1)!) as MigrationReport;
   t.match(report, { guest: 'g1', mode: 'post-copy', driver: 'embedded', verified: true });
@@ -33,11 +33,11 @@ void t.test('run, migrate, verify, remove', { timeout: 600_000 }, async (t) => {
     'verified',
   ]);
 
-  const again = await runCli(t, ['migrate', 'g1', '--to', b.url, ...at(a), '--json']);
+  const again = await runCli(t, ['migrate', 'g1', '--to', b.url, '--mode', 'post-copy', ...at(a), '--json']);
   t.equal(again.code, 1, 'it is not there any more');
   t.match(again.stderr + again.stdout, /PT_GUEST_UNKNOWN/);
 
-  const text = await runCli(t, ['migrate', 'g1', '--to', a.url, ...at(b)]);
+  const text = await runCli(t, ['migrate', 'g1', '--to', a.url, '--mode', 'post-copy', ...at(b)]);
   t.equal(text.code, 0, text.stderr);
   t.match(text.stdout, /verified/);
   t.equal((await runCli(t, ['guest', 'verify', 'g1', ...at(a)])).code, 0);
@@ -70,7 +70,17 @@ void t.test('Ctrl-C once the guest has left: it arrives all the same', { timeout
   const made = cluster(t);
   const [a, b] = [await made.agent('a'), await made.agent('b', { fill: { bandwidth: '5M' } })];
   await a.client.runGuest({ name: 'g1', driver: 'embedded', options: { memory: '24M' } });
-  const cli = startCli(t, ['migrate', 'g1', '--to', b.url, '--agent', `unix:${a.control}`, '--json']);
+  const cli = startCli(t, [
+    'migrate',
+    'g1',
+    '--to',
+    b.url,
+    '--mode',
+    'post-copy',
+    '--agent',
+    `unix:${a.control}`,
+    '--json',
+  ]);
   await cli.says(/serving/);
   const [info] = await a.client.listMigrations();
   await reaches(a.client, info!.id, 'serving');

@@ -46,6 +46,9 @@ void t.test('an offer that does not fit the guest', async (t) => {
         manifest: { ...right, ...wrong },
         source: { url: a.url, token: 'x'.repeat(43) },
         verify: true,
+        copies: false,
+        serves: true,
+        bandwidth: 0,
       }),
     });
     t.match(await answer.json(), { state: 'refused', error: { code: 'PT_MANIFEST_INVALID', message: why } }, what);

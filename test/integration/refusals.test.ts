@@ -136,6 +136,9 @@ void t.test('a destination without room', { timeout: 600_000 }, async (t) => {
         manifest: { version: TAG_VERSION, frames: size / 4096, chunks: Buffer.from([0]).toString('base64') },
         source: { url: a.url, token: 'x'.repeat(43) },
         verify: true,
+        copies: false,
+        serves: true,
+        bandwidth: 0,
       }),
     });
     const status = (await answer.json()) as { state: string; error: { code: string } };

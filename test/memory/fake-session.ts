@@ -173,6 +173,19 @@ export class FakeSession implements FaultSession {
   reset(frame: number, count: number, state: FrameState): void {
     this.table.fill(state, frame, frame + count);
   }
+  adopt(): void {
+    throw new Error('not faked');
+  }
+  /** As over files. */
+  punch(frame: number, count: number, state: FrameState): void {
+    this.memory.fill(undefined, frame, frame + count);
+    this.reset(frame, count, state);
+  }
+  punchAbsent(): void {
+    this.table.forEach((state, frame) => {
+      if (state !== FrameState.Present) this.memory[frame] = undefined;
+    });
+  }
   reconcile(): number {
     return 0;
   }
@@ -183,7 +196,8 @@ export class FakeSession implements FaultSession {
     const outstanding = of(FrameState.Missing, FrameState.Wanted, FrameState.InFlight, FrameState.Installing);
     const zero = of(FrameState.Zero, FrameState.InstallingZero);
     const [present, removed] = [of(FrameState.Present), of(FrameState.Removed)];
-    return { total: this.frames, outstanding, present, zero, removed, ...none };
+    const wanted = of(FrameState.Wanted);
+    return { total: this.frames, outstanding, wanted, present, zero, removed, ...none };
   }
 
   private put(frame: number, page: Uint8Array): void {

@@ -104,6 +104,15 @@ void t.test('percentiles agree with a sorted array to within 1%', (t) => {
   t.end();
 });
 
+void t.test('no percentile is longer than the longest', (t) => {
+  const buckets = new Int32Array(HISTOGRAM_BUCKETS);
+  // at the lower end of its bucket, whose middle is 16,288
+  record(buckets, 16_270);
+  t.ok(summarize(buckets).p99Us > 16_270, 'the middle of the bucket');
+  t.same(summarize(buckets, 16_270), { count: 1, p50Us: 16_270, p99Us: 16_270 });
+  t.end();
+});
+
 void t.test('what is out of range counts as the nearest', (t) => {
   const buckets = new Int32Array(HISTOGRAM_BUCKETS);
   for (const value of [-5, 0, 1e12, Infinity]) record(buckets, value);

@@ -2,11 +2,12 @@
 import t from 'tap';
 import type { DestinationAt, SourceAt } from '../../src/migration/ownership/index.ts';
 import { explore } from '../support/explorer.ts';
-import { NO_FAULTS, type Budget } from '../support/world.ts';
+import { NO_FAULTS, RULES, type Budget } from '../support/world.ts';
 
 const SOURCE: SourceAt[] = [
   'opening',
   'preparing',
+  'copying',
   'pausing',
   'loading',
   'committing',
@@ -60,14 +61,28 @@ const WALKS: [string, Partial<Budget>][] = [
   ["the destination's journal is lost", { journalLosses: 1, crashes: 1, losses: 1, timeouts: 1 }],
 ];
 
-// all of it took 30 to 50 s on a core shared with other work; the default limit is 30
+/** The same with memory that is copied in rounds before the switch. */
+const COPYING: [string, Partial<Budget>][] = [
+  ['nothing goes wrong', {}],
+  ['a crash of either agent at any point, two losses, a repeat', { crashes: 1, losses: 2, duplicates: 1 }],
+  ['a crash, a repeat, cancelled at any time', { crashes: 1, duplicates: 1, cancels: 1 }],
+  ['the VMM fails or dies on either side', { crashes: 1, vmmFailures: 1, vmmDeaths: 1, losses: 1, timeouts: 1 }],
+  ['the guest is moved again after a roll-back', { more: 1, cancels: 1 }],
+  ["the destination's host is lost and fenced", { hostLosses: 1, crashes: 1, losses: 1 }],
+];
+
+// all of it took 40 to 70 s on a core shared with other work; the default limit is 30
 t.setTimeout(240_000);
 
 const visited = new Set<string>();
 
-for (const [name, budget] of WALKS) {
+const all = [
+  ...WALKS.map(([name, budget]) => ({ name, budget, copies: false })),
+  ...COPYING.map(([name, budget]) => ({ name: `copying: ${name}`, budget, copies: true })),
+];
+for (const { name, budget, copies } of all) {
   void t.test(name, { timeout: 120_000 }, (t) => {
-    const outcome = explore({ ...NO_FAULTS, ...budget });
+    const outcome = explore({ ...NO_FAULTS, ...budget }, { ...RULES, copies });
     t.comment(
       `${outcome.states} states, ${outcome.moves} moves, ${outcome.goodEnds} good ends, ${outcome.seconds.toFixed(1)} s`,
     );

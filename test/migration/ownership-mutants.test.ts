@@ -39,6 +39,39 @@ const MUTANTS: Mutant[] = [
     end: /runs at the destination, whose journal says incoming/,
   },
   {
+    name: 'a guest whose memory was copied is not paused before its state is loaded',
+    rules: {
+      copies: true,
+      stepSource(state, event): SourceStep {
+        if (state.at !== 'copying' || event.type !== 'copied') return stepSource(state, event);
+        const key = { migration: state.migration, epoch: state.epoch };
+        return { state: { ...state, at: 'loading' }, actions: [{ do: 'send', request: 'load', key }] };
+      },
+    },
+    budget: {},
+    end: /from an old state|runs on both|handed over, yet it runs at the source/,
+  },
+  {
+    name: 'a destination that refuses while memory is copied is not heard',
+    rules: {
+      copies: true,
+      stepSource: (state, event) =>
+        state.at === 'copying' && event.type === 'answer' ? { state, actions: [] } : stepSource(state, event),
+    },
+    budget: { timeouts: 1 },
+    end: /no good end can be reached/,
+  },
+  {
+    name: 'copying that fails is not begun again',
+    rules: {
+      copies: true,
+      stepSource: (state, event) =>
+        state.at === 'copying' && event.type === 'retry' ? { state, actions: [] } : stepSource(state, event),
+    },
+    budget: { losses: 1 },
+    end: /no good end can be reached/,
+  },
+  {
     name: 'the source tells to take over before `handing-over` is durable',
     rules: {
       stepSource(state, event): SourceStep {
@@ -197,7 +230,8 @@ const MUTANTS: Mutant[] = [
 
 for (const { name, rules, budget, end } of MUTANTS) {
   void t.test(name, (t) => {
-    const sound = explore({ ...NO_FAULTS, ...budget });
+    const copies = rules.copies ?? false;
+    const sound = explore({ ...NO_FAULTS, ...budget }, { ...RULES, copies });
     t.equal(sound.counterexample, undefined, 'the true machines pass the same walk');
     const outcome = explore({ ...NO_FAULTS, ...budget }, { ...RULES, ...rules });
     const story = outcome.counterexample ?? '';

@@ -1,5 +1,6 @@
 /** What the machines say to operators and do with requests out of turn; that they are safe is the explorer's to show. */
 import t from 'tap';
+import { PagetideError } from '../../src/errors.ts';
 import {
   admission,
   compactOwnership,
@@ -16,6 +17,7 @@ import {
   type SourceState,
 } from '../../src/migration/ownership/index.ts';
 
+const GONE = new PagetideError('PT_VMM_GONE', 'its VMM is gone').toJSON();
 const KEY = { migration: '0123456789abcdef', epoch: 3 };
 
 function walk(state: SourceState, ...events: SourceEvent[]): SourceState {
@@ -24,7 +26,7 @@ function walk(state: SourceState, ...events: SourceEvent[]): SourceState {
 
 function handingOver(): SourceState {
   return walk(
-    startSource({ ...KEY, guest: 'g', peer: 'http://b' }).state,
+    startSource({ ...KEY, guest: 'g', peer: 'http://b', copies: false }).state,
     { type: 'journaled', record: 'preparing' },
     { type: 'answer', ...KEY, state: 'prepared' },
     { type: 'paused' },
@@ -47,6 +49,41 @@ void t.test('a source in doubt stays paused and says so, asks again, and turns a
   t.match(describe(recoverSource({ side: 'source', state: 'handing-over', ...KEY, guest: 'g', peer: 'b' }).state), {
     phase: 'in-doubt',
   });
+  t.end();
+});
+
+void t.test('memory is copied before the guest is paused, where that was agreed on', (t) => {
+  const preparing = walk(startSource({ ...KEY, guest: 'g', peer: 'http://b', copies: true }).state, {
+    type: 'journaled',
+    record: 'preparing',
+  });
+  const { state, actions } = stepSource(preparing, { type: 'answer', ...KEY, state: 'prepared' });
+  t.same(actions, [{ do: 'copy' }], 'nothing is paused');
+  t.match(describe(state), { phase: 'copying', owner: 'yes', ended: false });
+  t.same(stepSource(state, { type: 'answer', ...KEY, state: 'prepared' }), { state, actions: [] }, 'once is enough');
+  t.match(stepSource(state, { type: 'copied' }), { state: { at: 'pausing' }, actions: [{ do: 'pause' }] });
+
+  const backs: [SourceEvent, object][] = [
+    [{ type: 'cancel' }, { at: 'resuming', cancelled: true, error: { code: 'PT_CANCELLED' } }],
+    [
+      { type: 'failed', error: GONE },
+      { at: 'resuming', error: GONE },
+    ],
+    [
+      { type: 'answer', ...KEY, state: 'refused' },
+      { at: 'resuming', telling: false },
+    ],
+    [
+      { type: 'answer', ...KEY, state: 'prepared', error: GONE },
+      { at: 'resuming', telling: true },
+    ],
+    [{ type: 'vmm-died' }, { at: 'losing' }],
+  ];
+  for (const [event, expected] of backs) {
+    const back = stepSource(state, event);
+    t.match(back.state, expected, event.type);
+    t.same(stepSource(back.state, { type: 'copied' }).actions, [], 'what comes of the rounds later means nothing');
+  }
   t.end();
 });
 

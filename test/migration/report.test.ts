@@ -29,6 +29,19 @@ void t.test('times', (t) => {
   t.end();
 });
 
+void t.test('what was chosen, what did not go as asked for, and rounds', (t) => {
+  const lean = report({});
+  for (const name of ['why', 'note', 'rounds']) t.notOk(name in lean, `${name} of a post-copy that was asked for`);
+  const zero = { zero: 1, cache: 0, resident: 0, duplicate: 0, peer: 0, source: 7 };
+  const rounds = [{ changed: 8, lacking: 1, ...zero, wireBytes: 30_000, ms: 12 }];
+  t.match(report({ why: 'as it is', note: 'it took longer', rounds }), {
+    why: 'as it is',
+    note: 'it took longer',
+    rounds,
+  });
+  t.end();
+});
+
 void t.test('nobody knows when the guest was stopped, or ran again', (t) => {
   t.strictSame(report({}).ms, { prepare: null, downtime: null, total: 2_000 });
   const late = report({ pausedAt: (START + 500) * 1000 }, { resumedAt: 0 });

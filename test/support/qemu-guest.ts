@@ -30,7 +30,8 @@ export function needsQemu(): { skip: string | false; timeout: number } {
   return { skip: build.status === 0 ? false : build.stderr.trim().split('\n')[0]!, timeout };
 }
 
-function checkout(): string {
+/** The folder of the sources: what runs is below its dist/. */
+export function checkout(): string {
   let folder = dirname(fileURLToPath(import.meta.url));
   while (!existsSync(join(folder, 'package.json'))) folder = dirname(folder);
   return folder;
@@ -61,9 +62,16 @@ export interface GuestShape {
   machine?: string;
 }
 
-/** Options for the driver's `run`. No default devices but what the tests add: they make the start slower. */
+/** Options for the driver's `run`. */
 export async function guestOptions(shape: GuestShape = {}): Promise<{ argv: string[]; checkSocket: string }> {
-  const { kernel, initramfs } = await testGuest();
+  return machineArgv(await testGuest(), shape);
+}
+
+/** The same for any guest that checks itself. No default devices but what the tests add: they make the start slower. */
+export function machineArgv(
+  { kernel, initramfs }: { kernel: string; initramfs: string },
+  shape: GuestShape,
+): { argv: string[]; checkSocket: string } {
   const argv = ['qemu-system-x86_64', '-accel', 'tcg', '-machine', shape.machine ?? 'q35', '-nodefaults', '-no-reboot'];
   argv.push('-m', shape.memory ?? '128', '-smp', String(shape.cpus ?? 1), '-kernel', kernel, '-initrd', initramfs);
   argv.push('-append', `console=ttyS0 quiet panic=-1 ${shape.settings ?? ''}`);

@@ -32,6 +32,8 @@ import { PagetideError } from '../../src/errors.ts';
 
 /** What is explored; tests replace parts of it to show that the explorer notices. */
 export interface Rules {
+  /** Whether memory is copied in rounds before the switch. */
+  copies: boolean;
   startSource: typeof startSource;
   stepSource: typeof stepSource;
   recoverSource: typeof recoverSource;
@@ -39,7 +41,15 @@ export interface Rules {
   recoverDestination: typeof recoverDestination;
   admission: typeof admission;
 }
-export const RULES: Rules = { startSource, stepSource, recoverSource, stepDestination, recoverDestination, admission };
+export const RULES: Rules = {
+  copies: false,
+  startSource,
+  stepSource,
+  recoverSource,
+  stepDestination,
+  recoverDestination,
+  admission,
+};
 
 /** How often each thing may go wrong (or be asked for) on one path. */
 export interface Budget {
@@ -91,7 +101,8 @@ interface Vmm {
 }
 export interface Message {
   to: HostId;
-  kind: 'prepare' | 'load' | 'take-over' | 'abort' | 'status' | 'complete' | 'answer' | 'acknowledged';
+  kind:
+    'prepare' | 'copy' | 'copied' | 'load' | 'take-over' | 'abort' | 'status' | 'complete' | 'answer' | 'acknowledged';
   key: MigrationKey;
   state?: DestinationStateAnswer;
   error?: boolean;
@@ -204,7 +215,7 @@ export function begin(world: World, rules: Rules, from: HostId): void {
     world,
     from,
     machineName('source', key),
-    rules.startSource({ ...key, guest: GUEST, peer: `host ${1 - from}` }),
+    rules.startSource({ ...key, guest: GUEST, peer: `host ${1 - from}`, copies: rules.copies }),
     key,
   );
 }
@@ -244,6 +255,10 @@ function take(world: World, at: HostId, name: string, step: SourceStep | Destina
           key,
           ...(action.request === 'load' ? { fresh: snapshot(h) } : {}),
         });
+        break;
+      case 'copy':
+        // all rounds in one: no state of either machine lies between two of them
+        post(world, { to: other, kind: 'copy', key });
         break;
       case 'answer':
         if (!h.waiting.delete(name)) break;
@@ -314,6 +329,14 @@ export function deliver(world: World, rules: Rules, message: Message): void {
     feed(world, rules, to, machineName('source', key), { type: 'answer', ...key, state: message.state!, ...error });
     return;
   }
+  if (kind === 'copied') {
+    feed(world, rules, to, machineName('source', key), { type: 'copied' });
+    return;
+  }
+  if (kind === 'copy') {
+    copy(world, to, key);
+    return;
+  }
   if (kind === 'acknowledged') {
     feed(world, rules, to, machineName('destination', key), { type: 'acknowledged', ...key });
     return;
@@ -347,6 +370,14 @@ export function deliver(world: World, rules: Rules, message: Message): void {
     if (added !== undefined) added.fresh = message.fresh ?? false;
   }
   if (!h.machines.has(name)) h.waiting.delete(name);
+}
+
+/** Copying is no business of the destination's machine: whoever drives it copies where it is prepared, and says no elsewhere. */
+function copy(world: World, at: HostId, key: MigrationKey): void {
+  const machine = world.hosts[at].machines.get(machineName('destination', key));
+  const to: HostId = at === 0 ? 1 : 0;
+  if (machine?.at === 'prepared') post(world, { to, kind: 'copied', key });
+  else post(world, { to, kind: 'answer', key, state: machine?.at === 'refused' ? 'refused' : 'unknown', error: true });
 }
 
 // --- what the VMMs do ---------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@ import { once } from 'node:events';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import t, { type Test } from 'tap';
+import { PagetideError } from '../../src/errors.ts';
 import type { CompletionFigures, PrepareRequest } from '../../src/migration/types.ts';
 import { PeerClient, type PeerOptions } from '../../src/transport/peer.ts';
 import { deferred } from './support.ts';
@@ -53,13 +54,17 @@ void t.test('each message goes to its route, and bytes are counted at the socket
   t.match(await client.prepare(request), { state: 'prepared', epoch: 3 });
   await client.status('abc');
   await client.load('abc', 3);
+  await client.load('abc', 3, 'copy');
+  await client.copy('abc', 3, 2);
   await client.takeOver('abc', 3);
   await client.abort('abc', 3);
   await client.complete('abc', 3, figures);
   t.same(seen, [
     ['POST', '/v1/incoming', request],
     ['GET', '/v1/incoming/abc', undefined],
-    ['POST', '/v1/incoming/abc/load', { epoch: 3 }],
+    ['POST', '/v1/incoming/abc/load', { epoch: 3, rest: 'serve' }],
+    ['POST', '/v1/incoming/abc/load', { epoch: 3, rest: 'copy' }],
+    ['POST', '/v1/incoming/abc/copy', { epoch: 3, round: 2 }],
     ['POST', '/v1/incoming/abc/take-over', { epoch: 3 }],
     ['POST', '/v1/incoming/abc/abort', { epoch: 3 }],
     ['POST', '/v1/outgoing/abc/complete', { epoch: 3, figures }],
@@ -67,6 +72,26 @@ void t.test('each message goes to its route, and bytes are counted at the socket
   const there = counted();
   t.same(client.bytes, { received: there.sent, sent: there.received });
   t.ok(there.sent > 500);
+});
+
+void t.test('what another agent can do', async (t) => {
+  let text = '';
+  let code = 200;
+  const { client } = await peer(t, ({ url }, answer) => {
+    if (url !== '/v1/capabilities') code = 500;
+    answer.statusCode = code;
+    answer.end(text);
+  });
+  const can = { protocol: 3, userfaultfd: { ok: false, why: 'no right' } };
+  text = JSON.stringify({ ...can, more: 'of a later version' });
+  t.same(await client.capabilities(), can);
+  for (const answer of [{}, { protocol: '3', userfaultfd: { ok: true } }, { protocol: 3, userfaultfd: true }, null]) {
+    text = JSON.stringify(answer);
+    await t.rejects(client.capabilities(), { code: 'PT_PEER_FAILED' }, text);
+  }
+  code = 404;
+  text = JSON.stringify(new PagetideError('PT_BAD_ARGUMENT', 'there is no GET /v1/capabilities').toJSON());
+  await t.rejects(client.capabilities(), { code: 'PT_PROTOCOL', message: /older version/ });
 });
 
 void t.test("the other agent's errors come through as its own", async (t) => {
@@ -102,7 +127,7 @@ void t.test('a peer that does not answer, or is not there', async (t) => {
   const { client } = await peer(t, () => asked.resolve(), { answerMs: 100, workMs: 60_000 });
   await t.rejects(client.status('abc'), { code: 'PT_PEER_UNREACHABLE', message: /in time/ });
   const abort = new AbortController();
-  const load = client.load('abc', 1, { signal: abort.signal });
+  const load = client.load('abc', 1, 'serve', { signal: abort.signal });
   await asked.promise;
   abort.abort();
   await t.rejects(load, { code: 'PT_CANCELLED' });

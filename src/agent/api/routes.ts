@@ -240,6 +240,17 @@ function addMigrationRoutes(app: TypedApp, service: AgentService, events: EventS
 function addPeerRoutes(app: TypedApp, service: AgentService): void {
   const tags = ['between agents'];
   const answer = { 200: s.incomingStatus, ...failure };
+  app.get(
+    '/v1/capabilities',
+    {
+      schema: {
+        tags,
+        summary: 'What this agent can do as a destination',
+        response: { 200: s.capabilities, ...failure },
+      },
+    },
+    () => service.capabilities(),
+  );
   app.post(
     '/v1/incoming',
     { schema: { tags, summary: 'Get ready for a guest', body: s.prepareRequest, response: answer } },
@@ -257,11 +268,31 @@ function addPeerRoutes(app: TypedApp, service: AgentService): void {
         tags,
         summary: 'Load the state that the source streams; answers when it is loaded',
         params: idParams,
-        body: s.epochBody,
+        body: s.loadBody,
         response: answer,
       },
     },
-    (request) => service.loadIncoming(request.params.id, request.body.epoch, request.peer),
+    (request) => {
+      const { epoch, rest } = request.body;
+      return service.loadIncoming(request.params.id, epoch, rest, request.peer);
+    },
+  );
+  app.post(
+    '/v1/incoming/:id/copy',
+    {
+      schema: {
+        tags,
+        summary:
+          'Fetch what is lacking of the manifest that was told up to this round; answers when all of it was asked for',
+        params: idParams,
+        body: s.copyBody,
+        response: answer,
+      },
+    },
+    (request) => {
+      const { epoch, round } = request.body;
+      return service.copyIncoming(request.params.id, epoch, round, request.peer);
+    },
   );
   app.post(
     '/v1/incoming/:id/take-over',

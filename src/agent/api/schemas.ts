@@ -9,6 +9,7 @@ import type { GuestDescription, GuestStats, VerifyResult } from '../../guests/dr
 import { MOST_FRAMES } from '../../pages/manifest.ts';
 import {
   MOST_DOUBTS,
+  type Capabilities,
   type CompletionFigures,
   type IncomingStatus,
   type MigrationInfo,
@@ -45,7 +46,8 @@ export const migrationId = z
   .meta({ description: 'Names a migration on both sides.' });
 export const epoch = z.int().min(0).meta({ description: 'Grows with every change of owner of the guest.' });
 const driver = z.enum(['embedded', 'qemu']);
-const mode = z.enum(['post-copy']);
+const mode = z.enum(['post-copy', 'pre-copy', 'hybrid']);
+const why = z.string().exactOptional().meta({ description: 'Why that mode, where nobody asked for it.' });
 /** Plain HTTP only within one host; that is checked where the connection is made. */
 export const agentUrl = z.url({ protocol: /^https?$/, error: 'an http:// or https:// URL of an agent' }).max(1024);
 
@@ -135,6 +137,7 @@ export const migrationProgress = z
   .object({
     phase: z.enum([
       'preparing',
+      'copying',
       'switching',
       'in-doubt',
       'serving',
@@ -150,6 +153,15 @@ export const migrationProgress = z
     wireBytes: count,
     elapsedMs: figure,
     note: z.string().exactOptional(),
+    copying: z
+      .object({
+        round: z.int().min(1),
+        frames: count.meta({ description: 'That this round copies.' }),
+        dirtyPerSecond: count.meta({ description: 'Frames whose page becomes another.' }),
+        expectedDowntimeMs: figure.nullable().meta({ description: 'If the guest moved now; null in the first round.' }),
+      })
+      .exactOptional()
+      .meta({ description: 'In phase copying.' }),
   })
   .meta({ id: 'MigrationProgress' });
 
@@ -310,6 +322,19 @@ export const migrationReport = z
     ms: z.object({ prepare: figure.nullable(), downtime: figure.nullable(), total: figure }),
     faults: stalls,
     longestGapMs: figure.nullable(),
+    why,
+    note: z.string().exactOptional().meta({ description: 'What did not go as asked for.' }),
+    rounds: z
+      .array(
+        frameClasses.omit({ total: true, present: true }).extend({
+          changed: count.meta({ description: 'Frames whose tags were told.' }),
+          lacking: count.meta({ description: 'Frames that changed again before they were read.' }),
+          wireBytes: count,
+          ms: figure,
+        }),
+      )
+      .exactOptional()
+      .meta({ description: 'In which memory was copied before the switch.' }),
   })
   .meta({ id: 'MigrationReport' });
 
@@ -318,6 +343,7 @@ export const migrationInfo = z
     id: migrationId,
     guest: z.string(),
     mode,
+    why,
     peer: z.string(),
     direction: z.enum(['outgoing', 'incoming']),
     progress: migrationProgress,
@@ -330,7 +356,26 @@ export const migrateRequest = z
   .strictObject({
     guest: guestName,
     to: agentUrl,
-    mode: mode.default('post-copy'),
+    mode: z
+      .enum(['auto', ...mode.options])
+      .default('auto')
+      .meta({ description: 'auto: the best that both hosts can do; docs/migration.md.' }),
+    maxDowntimeMs: z
+      .int()
+      .min(0)
+      .max(3_600_000)
+      .exactOptional()
+      .meta({ description: 'How long the guest may stand still; 300 by default.' }),
+    maxRounds: z.int().min(1).max(1000).exactOptional().meta({ description: 'Of copying, at most.' }),
+    bandwidth: z
+      .int()
+      .min(65_536)
+      .exactOptional()
+      .meta({ description: 'Bytes of pages that the destination fetches a second, at most.' }),
+    onNoConvergence: z
+      .enum(['post-copy', 'pause', 'abort'])
+      .exactOptional()
+      .meta({ description: 'What becomes of a pre-copy that does not fit; abort by default.' }),
     verify: z.boolean().default(true).meta({ description: 'Let the guest check itself after completion.' }),
   })
   .meta({ id: 'MigrateRequest' });
@@ -346,6 +391,15 @@ const domainClaim = z
       .meta({ description: 'That the source has the secret of the domain.' }),
   })
   .meta({ description: 'The guests that this one may share pages with.' });
+
+export const capabilities = z
+  .object({
+    protocol: z.int(),
+    userfaultfd: z
+      .object({ ok: z.boolean(), why: z.string().exactOptional() })
+      .meta({ description: 'Whether a guest may run here before all of its pages are here.' }),
+  })
+  .meta({ id: 'Capabilities' });
 
 export const prepareRequest = z
   .object({
@@ -365,8 +419,21 @@ export const prepareRequest = z
       .meta({ description: 'Tags of the chunks of the guest’s manifest: docs/protocol.md.' }),
     source: z.object({ url: agentUrl, token: z.string().min(16).max(512) }),
     verify: z.boolean(),
+    copies: z.boolean().meta({ description: 'Rounds come, while the guest still runs at the source.' }),
+    serves: z.boolean().meta({ description: 'The guest may run before every page is there.' }),
+    bandwidth: count.meta({ description: "Bytes of pages a second, at most; 0: the destination's own limit alone." }),
   })
   .meta({ id: 'PrepareRequest' });
+
+const copiedRound = z
+  .object({
+    round: z.int().min(1),
+    lacking: count.meta({ description: 'Frames that changed before they were read.' }),
+    frames: frameClasses.omit({ total: true, present: true }),
+    wireBytes: count,
+    ms: figure,
+  })
+  .meta({ id: 'CopiedRound' });
 
 export const completionFigures = z
   .object({
@@ -390,11 +457,28 @@ export const incomingStatus = z
     progress: migrationProgress.exactOptional(),
     error: errorJson.exactOptional(),
     wants: z.array(z.int().nonnegative()).exactOptional(),
+    copied: copiedRound.exactOptional(),
     figures: completionFigures.exactOptional(),
   })
   .meta({ id: 'IncomingStatus' });
 
 export const epochBody = z.strictObject({ epoch });
+
+export const copyBody = z.strictObject({
+  epoch,
+  round: z
+    .int()
+    .min(1)
+    .max(1 << 20),
+});
+
+export const loadBody = z.strictObject({
+  epoch,
+  rest: z
+    .enum(['copy', 'serve'])
+    .default('serve')
+    .meta({ description: 'Fetch what is left before, or after, the guest runs.' }),
+});
 
 export const completeBody = z.strictObject({ epoch, figures: completionFigures });
 
@@ -428,6 +512,7 @@ export type SchemasAreInStep = AllHold<
     Gives<typeof kept, Kept>,
     Gives<typeof migrationInfo, MigrationInfo>,
     Gives<typeof migrateRequest, MigrateRequest>,
+    Gives<typeof capabilities, Capabilities>,
     Gives<typeof prepareRequest, PrepareRequest>,
     Gives<typeof incomingStatus, IncomingStatus>,
     Gives<typeof completionFigures, CompletionFigures>,

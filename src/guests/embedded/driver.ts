@@ -7,7 +7,7 @@ import { PagetideError, asPagetideError } from '../../errors.ts';
 import { HandoverListener, closeHandover, type Handover } from '../../memory/handover.ts';
 import { native, nativeProgram } from '../../memory/native.ts';
 import { GuestControl, type ControlStatus } from '../control.ts';
-import type { Driver, GuestDescription, GuestPlace, GuestRecord, MemoryFile, Vmm } from '../driver.ts';
+import type { Driver, GuestDescription, GuestPlace, GuestRecord, MemoryFile, PrepareNeeds, Vmm } from '../driver.ts';
 import { launchDetached } from '../launch.ts';
 import { markOf, memoryPrefix } from '../marks.ts';
 import { endProcess, identify, isAlive, watchProcess, type ProcessIdentity } from '../process.ts';
@@ -226,9 +226,14 @@ export class EmbeddedDriver implements Driver {
     }
   }
 
-  async prepare(place: GuestPlace, description: GuestDescription): Promise<EmbeddedVmm> {
+  async prepare(
+    place: GuestPlace,
+    description: GuestDescription,
+    { userfaultfd }: PrepareNeeds = { userfaultfd: true },
+  ): Promise<EmbeddedVmm> {
     this.validate(description);
     const paths = await makePlace(place, description.memory.size);
+    if (!userfaultfd) return start(place, description, paths, ['--incoming', '--no-userfaultfd']);
     const listener = new HandoverListener(paths.handover);
     try {
       return await start(place, description, paths, ['--incoming', '--handover', paths.handover], listener);

@@ -1,6 +1,6 @@
 /**
  * Talks to a guest that can check its own memory, over a serial port that QEMU offers as a Unix socket. The lines are
- * described in test/qemu-guest/init.c and docs/qemu.md; any guest that speaks them will do.
+ * described in test/qemu-guest/guest.h; any guest that speaks them will do.
  *
  * Half lines are normal here: one begins where the last listener left, and one that was under way when the guest moved
  * ends on the other host. What doesn't parse is dropped; requests carry ids, heartbeats count.

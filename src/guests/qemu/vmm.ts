@@ -197,6 +197,19 @@ export class QemuVmm implements Vmm {
     return this.#resumed;
   }
 
+  async drained(work: () => void): Promise<void> {
+    await this.#monitor(); // one that is made anew has seen no STOP
+    const stoodStill = this.#stopped !== undefined;
+    await this.#execute('stop');
+    // QEMU tells of a STOP only where the guest ran: one that somebody has paused is not ours to let run
+    const ran = !stoodStill && this.#stopped !== undefined;
+    try {
+      work();
+    } finally {
+      if (ran) await this.#execute('cont');
+    }
+  }
+
   async saveState(sink: Writable): Promise<void> {
     let qmp: QmpClient;
     try {

@@ -19,6 +19,8 @@ function describeSource(state: SourceState): Description {
     case 'opening':
     case 'preparing':
       return make('preparing', 'yes', 'the destination gets ready; the guest runs here');
+    case 'copying':
+      return make('copying', 'yes', 'memory is copied to the destination while the guest runs here');
     case 'pausing':
     case 'loading':
       return make('switching', 'yes', 'the guest is paused here while the destination loads its state');

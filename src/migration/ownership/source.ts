@@ -1,6 +1,9 @@
 /**
  * Ownership, the source's side: a state machine free of I/O.
  *
+ *                  ┌──prepared──► copying ──┐
+ *                  │                        │copied
+ *                  │                        ▼
  *  opening* ─► preparing ──prepared──► pausing ──paused──► loading ──loaded──► committing*
  *     │            │                      │                   │                 │       │ journal fails
  *     └────────────┴──── cancel, failure, refused ────────────┘          durable│       ▼
@@ -17,6 +20,9 @@
  *                                                     RELEASED ◄──durable── closing* ◄──dead── releasing
  *
  *   * waits for the journal        CAPITALS: over
+ *
+ * `copying` is for migrations that copy memory while the guest runs: all of that is before the guest is paused, and nothing of it
+ * is in the journal, which says `preparing`. It ends as `preparing` does when anything goes wrong.
  *
  * The rules, each argued in docs/ownership.md:
  *  1. A take-over is only sent when `handing-over` is durable. So until then the guest may be resumed at once: nothing
@@ -40,6 +46,7 @@ import type {
 export type SourceAt =
   | 'opening'
   | 'preparing'
+  | 'copying'
   | 'pausing'
   | 'loading'
   | 'committing'
@@ -62,6 +69,8 @@ export interface SourceState extends MigrationKey {
   readonly at: SourceAt;
   readonly guest: string;
   readonly peer: string;
+  /** Memory is copied in rounds before the guest is paused. */
+  readonly copies: boolean;
   /** The destination may still hold something for this migration, and is told to abort until it has refused. */
   readonly telling: boolean;
   /** A question that decides over ownership went unanswered. */
@@ -80,11 +89,13 @@ export interface SourceStart extends MigrationKey {
   guest: string;
   /** URL of the destination's agent. */
   peer: string;
+  /** Whether memory is copied in rounds while the guest runs. */
+  copies: boolean;
 }
 
 /** Begins a migration of a guest that is owned and runs here. `epoch` from {@link nextEpoch}. */
-export function startSource({ migration, epoch, guest, peer }: SourceStart): SourceStep {
-  const state = initial({ migration, epoch, guest, peer }, 'opening');
+export function startSource(start: SourceStart): SourceStep {
+  const state = initial(start, 'opening');
   return { state, actions: [journal(state, 'preparing')] };
 }
 
@@ -98,6 +109,7 @@ export function recoverSource(record: SourceRecord): SourceStep {
     epoch: record.epoch,
     guest: record.guest ?? '',
     peer: record.peer ?? '',
+    copies: false, // there is no way back to where that matters
   };
   const state = { ...initial(start, 'opening'), error: record.error ?? null };
   switch (record.state) {
@@ -140,6 +152,8 @@ export function stepSource(state: SourceState, event: SourceEvent): SourceStep {
       return onJournaled(state, event.record);
     case 'journal-failed':
       return onJournalFailed(state, event.record, event.error);
+    case 'copied':
+      return state.at === 'copying' ? go({ ...state, at: 'pausing' }, [{ do: 'pause' }]) : stay(state);
     case 'paused':
       return state.at === 'pausing' ? go({ ...state, at: 'loading' }, [send(state, 'load')]) : stay(state);
     case 'pause-failed':
@@ -174,13 +188,16 @@ function onAnswer(state: SourceState, event: Extract<SourceEvent, { type: 'answe
   const owned = event.state === 'owner' || event.state === 'complete';
   switch (state.at) {
     case 'preparing':
+    case 'copying':
     case 'pausing':
     case 'loading':
       if (owned) return conflict(state); // it was never told to take over
       if (event.state === 'refused') return rollBack({ ...state, telling: false, error: event.error ?? refusal() });
       if (event.error !== undefined) return rollBack({ ...state, error: event.error });
       if (state.at === 'preparing' && event.state === 'prepared')
-        return go({ ...state, at: 'pausing' }, [{ do: 'pause' }]);
+        return state.copies
+          ? go({ ...state, at: 'copying' }, [{ do: 'copy' }])
+          : go({ ...state, at: 'pausing' }, [{ do: 'pause' }]);
       if (state.at === 'loading' && event.state === 'loaded') {
         return go({ ...state, at: 'committing' }, [journal(state, 'handing-over')]);
       }
@@ -275,6 +292,7 @@ function onVmmDied(state: SourceState): SourceStep {
   switch (state.at) {
     case 'opening':
     case 'preparing':
+    case 'copying':
     case 'pausing':
     case 'loading':
     case 'undoing':
@@ -299,6 +317,8 @@ function onRetry(state: SourceState): SourceStep {
   switch (state.at) {
     case 'preparing':
       return go(state, [send(state, 'prepare')]);
+    case 'copying':
+      return go(state, [{ do: 'copy' }]);
     case 'pausing':
       return go(state, [{ do: 'pause' }]);
     case 'loading':
@@ -395,8 +415,8 @@ function conflict(state: SourceState): SourceStep {
 // --- helpers ------------------------------------------------------------------------------------------------------
 
 /** Nothing that could make the destination an owner has been journaled or sent. */
-function beforeCommit(state: SourceState): boolean {
-  return state.at === 'opening' || state.at === 'preparing' || state.at === 'pausing' || state.at === 'loading';
+function beforeCommit({ at }: SourceState): boolean {
+  return at === 'opening' || at === 'preparing' || at === 'copying' || at === 'pausing' || at === 'loading';
 }
 
 function settled({ at }: SourceState): boolean {
@@ -407,9 +427,9 @@ function isJournaling(at: SourceAt): boolean {
   return at === 'undoing' || at === 'leaving' || at === 'closing' || at === 'settling' || at === 'losing';
 }
 
-function initial({ migration, epoch, guest, peer }: SourceStart, at: SourceAt): SourceState {
+function initial({ migration, epoch, guest, peer, copies }: SourceStart, at: SourceAt): SourceState {
   const flags = { telling: false, doubt: false, cancelled: false, vmmDead: false, peerLost: false };
-  return { side: 'source', at, migration, epoch, guest, peer, ...flags, error: null };
+  return { side: 'source', at, migration, epoch, guest, peer, copies, ...flags, error: null };
 }
 
 function withPeerError(state: SourceState, error: ErrorJson | undefined): SourceState {

@@ -94,6 +94,8 @@ export type SourceAction =
   /** Answer page requests for this migration from the guest's memory, from now until `stop-pages`. */
   | { do: 'serve-pages' }
   | { do: 'stop-pages' }
+  /** Copy memory to the destination in rounds while the guest runs; once, however often it is asked for. Ends in `copied` or `failed`. */
+  | { do: 'copy' }
   | { do: 'pause' }
   | { do: 'resume' }
   /** The guest is elsewhere, whole: end the VMM here (an attached one too), remove its memory. */
@@ -111,6 +113,8 @@ export type SourceEvent =
   | { type: 'journaled'; record: SourceRecordState }
   /** Whether the record became durable is not known. */
   | { type: 'journal-failed'; record: SourceRecordState; error: ErrorJson }
+  /** What is left to be copied is little enough, or goes later. */
+  | { type: 'copied' }
   | { type: 'paused' }
   | { type: 'pause-failed'; error: ErrorJson }
   | { type: 'resumed' }

@@ -1,0 +1,28 @@
+/**
+ * How much the fill may ask for: bytes of pages a second, on average. What was asked for beyond that is waited for, and never more than
+ * a tenth of a second's worth is saved up.
+ */
+export class FillBudget {
+  readonly #bandwidth: number;
+  #left = 0;
+  #at = performance.now();
+
+  /** @param bandwidth bytes a second; 0: no limit */
+  constructor(bandwidth: number) {
+    this.#bandwidth = bandwidth;
+  }
+
+  /** Whether more may be asked for now. */
+  isOpen(): boolean {
+    if (this.#bandwidth === 0) return true;
+    const now = performance.now();
+    this.#left = Math.min(this.#bandwidth / 10, this.#left + ((now - this.#at) * this.#bandwidth) / 1000);
+    this.#at = now;
+    return this.#left >= 0;
+  }
+
+  /** @param runs of frames, [start, count, …] */
+  spend(runs: ArrayLike<number>, pageSize: number): void {
+    for (let i = 1; i < runs.length; i += 2) this.#left -= runs[i]! * pageSize;
+  }
+}

@@ -1,0 +1,216 @@
+/**
+ * What a source tells of its guest's memory, in this order, and the page server keeps for every connection that comes:
+ *
+ *   offerPages ─► build ─► tell ──────────────► push
+ *   open for      names    of the chunks that    guest paused: the rest of the names, the map, the device state
+ *   reading                are wanted, once
+ *                            │  ▲
+ *                            └──┘ in rounds, where memory is copied first (copying.ts)
+ */
+import { closeSync, openSync } from 'node:fs';
+import { asPagetideError, PagetideError } from '../errors.ts';
+import type { GuestRecord, Vmm } from '../guests/driver.ts';
+import { native } from '../memory/native.ts';
+import { GuestTags } from '../pages/guest-tags.ts';
+import { encodeTagRuns } from '../pages/tag-runs.ts';
+import { TAG_PAGE, TAG_VERSION } from '../pages/tags.ts';
+import { mapFromExtents, type MapRuns } from '../transport/wire-map.ts';
+import { migrationKey } from './arriving-names.ts';
+import { claimDomain, type Domain, type DomainClaim } from './domains.ts';
+import { GuestScan } from './guest-scan.ts';
+import type { MigrationHost } from './host.ts';
+import type { Leaving } from './shared-pages.ts';
+import type { PrepareRequest } from './types.ts';
+
+export interface OutgoingMemoryOptions {
+  host: Pick<MigrationHost, 'log' | 'tagPool' | 'shared' | 'pageServer' | 'watched'>;
+  migration: string;
+  guest: string;
+  /** Opens the page streams; names pages of guests that have no domain. */
+  token: string;
+  record: GuestRecord;
+  /** Rounds come: the first manifest is told with its end. */
+  inRounds: boolean;
+  /** Stops the guest for a scan; see {@link GuestScan}. Without it no scan does. */
+  drained?: (work: () => void) => Promise<void>;
+}
+
+export class OutgoingMemory {
+  readonly #options: OutgoingMemoryOptions;
+  #scan: GuestScan | undefined;
+  #domain: Domain | undefined;
+  #claim: DomainClaim | undefined;
+  #told = false;
+  #pushed = false;
+  /** The manifest is that of the guest as it was handed over. */
+  #finished = false;
+  /** What is kept of the guest once it is gone. */
+  #leaving: Leaving | undefined;
+
+  constructor(options: OutgoingMemoryOptions) {
+    this.#options = options;
+  }
+
+  /** The tags, once {@link build} has begun, until {@link close}. */
+  get scan(): GuestScan | undefined {
+    return this.#scan;
+  }
+
+  /** Whether the first manifest was told. */
+  get told(): boolean {
+    return this.#told;
+  }
+
+  /** Opens the guest's memory files to the destination's page streams; once. @param destination its name, where it is known */
+  async offerPages(destination: string | undefined): Promise<void> {
+    const { host, migration, token, record } = this.#options;
+    const { files, pageSize, description } = record;
+    if (host.pageServer.counters(migration) !== undefined) return;
+    await host.pageServer.offer({
+      migration,
+      token,
+      pageSize,
+      frames: description.memory.size / pageSize,
+      files: files.map(({ path, size, offset }) => ({ path, size, offset })),
+      destination,
+    });
+  }
+
+  /**
+   * Makes the manifest while the guest runs, once; a preparation that is repeated offers the same.
+   * @param isWanted asked when something has taken its time; where it isn't any more, nothing is left of it
+   * @throws PagetideError `PT_CANCELLED` then, and what {@link GuestScan.build} throws
+   */
+  async build(vmm: Vmm, isWanted: () => boolean): Promise<Pick<PrepareRequest, 'manifest' | 'domain'>> {
+    if (this.#scan === undefined) {
+      this.#scan = await this.#open(vmm, isWanted);
+      await this.#scan.build();
+      if (!isWanted()) throw givenUp();
+    }
+    const { manifest } = this.#scan;
+    const chunks = encodeTagRuns(manifest.chunkTags(), 0, manifest.chunks).toString('base64');
+    return {
+      manifest: { version: TAG_VERSION, frames: manifest.frames, chunks },
+      ...(this.#claim === undefined ? {} : { domain: this.#claim }),
+    };
+  }
+
+  async #open(vmm: Vmm, isWanted: () => boolean): Promise<GuestScan> {
+    const { host, migration, guest, token, drained } = this.#options;
+    const { log, tagPool, shared } = host;
+    const { record } = vmm;
+    const domain = shared.domain(record.domain);
+    // A guest must not be stuck here because its domain is gone: it shares nothing then.
+    if (domain === undefined && record.domain !== undefined)
+      log.warn({ guest, domain: record.domain }, 'the domain of this guest is not known here any more');
+    const watched = domain && (await host.watched(vmm, domain));
+    if (!isWanted()) {
+      watched?.close();
+      throw givenUp();
+    }
+    const key = domain?.openKey() ?? migrationKey(token);
+    if (domain !== undefined) this.#claim = claimDomain(domain, key, migration);
+    this.#domain = domain;
+    // its tags are made with a key of its own
+    if (watched !== undefined) key.close();
+    const tags = watched ?? new GuestTags({ record, key, pool: tagPool, log });
+    return new GuestScan(tags, {
+      tracking: () => vmm.tracking?.() ?? Promise.resolve('hints'),
+      constant: vmm.constantDevices === true,
+      ...(drained === undefined ? {} : { drained }),
+    });
+  }
+
+  /** The page server keeps what is told, and tells it to every connection that comes: once is enough. */
+  async tell(wants: readonly number[]): Promise<void> {
+    if (this.#told || this.#scan === undefined) return;
+    this.#told = true;
+    await this.tellFrames(this.#options.inRounds ? this.#scan.tellAll(wants) : this.#scan.tell(wants));
+  }
+
+  /** Tags of a further round, and its end. */
+  async tellFrames(frames: readonly Buffer[]): Promise<void> {
+    await this.#options.host.pageServer.pushManifest(this.#options.migration, frames);
+  }
+
+  /** The guest stands still: the final manifest, the map of its pages, its device state. Once. */
+  async push(vmm: Vmm): Promise<void> {
+    if (this.#pushed) return;
+    this.#pushed = true;
+    const { pageServer } = this.#options.host;
+    const { migration } = this.#options;
+    const scan = this.#scan;
+    if (scan === undefined) throw new PagetideError('PT_INTERNAL', 'there is no manifest of this guest');
+    await this.tell([0, scan.manifest.chunks]); // where it never said what it wants
+    await this.tellFrames(await scan.finish());
+    this.#finished = true;
+    const state = pageServer.pushState(migration);
+    await pageServer.pushMap(migration, mapOf(vmm.record));
+    try {
+      await vmm.saveState(state);
+    } catch (error) {
+      state.on('error', () => undefined); // the reason is on its way already
+      state.destroy(asPagetideError(error));
+      throw error;
+    }
+  }
+
+  /**
+   * How a frame is compared with what the destination was told of it, while the guest stands still; undefined where nobody knows (any more).
+   * @returns takes a frame of the guest's page size
+   */
+  isAsTagged(): ((frame: number) => Promise<boolean>) | undefined {
+    const scan = this.#finished ? this.#scan : undefined;
+    const parts = this.#options.record.pageSize / TAG_PAGE;
+    return scan && ((frame) => scan.isAsTagged(frame * parts, parts));
+  }
+
+  /** Before the VMM and its memory go; only where the manifest is that of the memory as it is now, and for ever. Repeatable. */
+  leave(): void {
+    if (this.#leaving !== undefined || this.#domain === undefined || this.#scan === undefined || !this.#finished)
+      return;
+    const { host, record, guest } = this.#options;
+    this.#leaving = host.shared.leave(record, guest, this.#domain, this.#scan.manifest);
+  }
+
+  /** The guest is gone: its pages and manifest go where arriving guests look for them. Nobody waits for it. */
+  keep(): void {
+    void this.#leaving?.keep();
+  }
+
+  /** What {@link leave} has prepared is not needed. */
+  drop(): void {
+    this.#leaving?.drop();
+  }
+
+  /** Ends whatever is under way, and lets go of the tags. Idempotent. */
+  close(): void {
+    this.#scan?.close();
+  }
+
+  /** The same, for one that is over: it gives their memory back. */
+  shed(): void {
+    this.close();
+    this.#scan = undefined;
+  }
+}
+
+/** Which frames hold content: the guest is paused, so this is final. A hole of the memory file reads as zero. */
+function mapOf({ files, pageSize, description }: GuestRecord): MapRuns {
+  const extents = files.flatMap((file) => {
+    const fd = openSync(file.path, 'r');
+    try {
+      return native()
+        .dataExtents(fd, 0, file.size)
+        .map(({ offset, length }) => ({ offset: file.offset + offset, length }));
+    } finally {
+      closeSync(fd);
+    }
+  });
+  return mapFromExtents(extents, description.memory.size / pageSize, pageSize);
+}
+
+/** What was asked for is not wanted any more. */
+export function givenUp(): PagetideError {
+  return new PagetideError('PT_CANCELLED', 'the migration was given up meanwhile');
+}

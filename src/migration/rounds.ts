@@ -1,0 +1,160 @@
+/**
+ * When a guest that is copied in rounds is copied once more, and when it moves. Decides from figures alone, free of I/O.
+ *
+ *   round 1 ─► scan 1 ─► decide ─► round 2 ─► scan 2 ─► decide ─► …
+ *   all        what changed          that        what changed
+ *   frames     while it was copied   and no more while that was copied
+ *
+ * What is left after a scan is what changed, and what changes until the guest is paused. Moving it takes
+ *
+ *   last pass    frames written since the scan ÷ frames that are tagged a second (all frames where writes can't be tracked)
+ *   fetching     frames left × share that had to be fetched × bytes a page ÷ bytes a second, all as measured in earlier rounds
+ *
+ * A pre-copy has both in its downtime, a hybrid the first only. It switches once both together fit the downtime that was asked for.
+ * A hybrid also switches when rounds stop paying, as what is left follows it. A pre-copy that gets nowhere is `stuck`.
+ *
+ * Early estimates are cautious where nothing was measured yet: a page that changes has to be fetched until a round has shown otherwise,
+ * as the first one is of the pages that hosts have in common.
+ */
+import type { Rescan } from './guest-scan.ts';
+import type { Rest, RoundReport } from './types.ts';
+
+/** Loading the device state and taking over, milliseconds: what QEMU was measured to take. */
+const SWITCH_MS = 25;
+/** Until the guest has stopped after the decision, milliseconds. */
+const PAUSE_MS = 5;
+/** To put a page that is on the spot into a file, milliseconds. */
+const LOCAL_MS = 0.003;
+/** Where nothing was fetched yet: bytes of a page on the wire, and bytes a millisecond of a link that nobody has seen. */
+const ASSUMED_PAGE = 4096;
+const ASSUMED_LINK = 50_000;
+/** Rounds of which the link's speed is taken. */
+const RECENT = 3;
+/** A round pays when at most this share of what the last one had left is left after it. */
+const PAYS = 0.9;
+/** Rounds in a row that don't pay before a pre-copy is stuck. */
+const PATIENCE = 3;
+
+export interface RoundSettings {
+  /** What comes of what is left at the switch. */
+  rest: Rest;
+  maxDowntimeMs: number;
+  maxRounds: number;
+}
+
+/** What the last pass costs, when the guest stands still. */
+export interface LastPass {
+  /** Frames of 4096 bytes tagged in a millisecond; undefined: never measured. */
+  tagsAMs: number | undefined;
+  /** Frames that it has to read whatever was written: all of them, or 0. */
+  readsAll: number;
+}
+
+export interface Estimate {
+  /** Frames a second whose page becomes another. */
+  dirtyPerSecond: number;
+  /** Frames that are left to be moved. */
+  left: number;
+  /** To fetch them. */
+  fetchMs: number;
+  /** How long the guest would stand still if it moved now. */
+  downtimeMs: number;
+}
+
+export type Decision =
+  | { do: 'again'; estimate: Estimate }
+  /** `fits`: the downtime. `rounds`: there are no more. `no-gain`: another would leave as much. */
+  | { do: 'switch'; because: 'fits' | 'rounds' | 'no-gain'; estimate: Estimate }
+  /** It won't fit: `rounds`: there are no more. `dirty`: the guest writes as fast as pages move. */
+  | { do: 'stuck'; because: 'rounds' | 'dirty'; estimate: Estimate };
+
+/**
+ * @param rounds that were copied, one at least
+ * @param scans the scan after each of them
+ */
+export function decide(
+  rounds: readonly RoundReport[],
+  scans: readonly Rescan[],
+  lastPass: LastPass,
+  settings: RoundSettings,
+): Decision {
+  const { rest, maxDowntimeMs, maxRounds } = settings;
+  const estimate = estimateSwitch(rounds, scans, lastPass, rest);
+  const whole = estimate.downtimeMs + (rest === 'serve' ? estimate.fetchMs : 0);
+  if (whole <= maxDowntimeMs) return { do: 'switch', because: 'fits', estimate };
+  const isLast = rounds.length >= maxRounds;
+  if (rest === 'serve') {
+    if (isLast) return { do: 'switch', because: 'rounds', estimate };
+    return pays(rounds, scans, scans.length - 1)
+      ? { do: 'again', estimate }
+      : { do: 'switch', because: 'no-gain', estimate };
+  }
+  let inVain = 0;
+  while (inVain < scans.length && !pays(rounds, scans, scans.length - 1 - inVain)) inVain++;
+  if (inVain >= PATIENCE) return { do: 'stuck', because: 'dirty', estimate };
+  return isLast ? { do: 'stuck', because: 'rounds', estimate } : { do: 'again', estimate };
+}
+
+/** What moving the guest now would come to. */
+export function estimateSwitch(
+  rounds: readonly RoundReport[],
+  scans: readonly Rescan[],
+  { tagsAMs, readsAll }: LastPass,
+  rest: Rest,
+): Estimate {
+  const scan = scans.at(-1)!;
+  const sinceMs = Math.max(scan.sinceMs, 1);
+  // what it writes until it stands still
+  const more = Math.min(1, (scan.tagMs + PAUSE_MS) / sinceMs);
+  const left = remaining(rounds, scans, scans.length - 1) + Math.round((scan.changed - scan.zero) * more);
+  const fetchMs = fetching(rounds, left);
+  const tagged = Math.max(readsAll, scan.tagged * more);
+  const passMs = tagsAMs === undefined ? 0 : tagged / tagsAMs;
+  return {
+    dirtyPerSecond: (scan.changed / sinceMs) * 1000,
+    left,
+    fetchMs,
+    downtimeMs: SWITCH_MS + passMs + (rest === 'copy' ? fetchMs : 0),
+  };
+}
+
+/** Frames that are not at the destination after the `index`th round and its scan: changed since, or read too late. */
+function remaining(rounds: readonly RoundReport[], scans: readonly Rescan[], index: number): number {
+  const { changed, zero } = scans[index]!;
+  // whatever was read too late had changed: the scan reports it, too
+  return Math.max(changed - zero, rounds[index]!.lacking);
+}
+
+/** Whether the `index`th round left less than the one before, and less than moves while as much is written again. */
+function pays(rounds: readonly RoundReport[], scans: readonly Rescan[], index: number): boolean {
+  const left = remaining(rounds, scans, index);
+  if (left === 0) return true;
+  if (fetching(rounds.slice(0, index + 1), left) >= scans[index]!.sinceMs) return false;
+  return index === 0 || left <= PAYS * remaining(rounds, scans, index - 1);
+}
+
+/** How long it takes to get so many frames to the destination, going by these rounds; milliseconds. */
+function fetching(rounds: readonly RoundReport[], frames: number): number {
+  const later = sums(rounds.slice(1));
+  const share = later.got === 0 ? 1 : later.fetched / later.got;
+  const all = sums(rounds);
+  const page = all.fetched === 0 ? ASSUMED_PAGE : all.wireBytes / all.fetched;
+  const recent = sums(rounds.filter((round) => fetched(round) > 0).slice(-RECENT));
+  const link = recent.wireBytes === 0 || recent.ms <= 0 ? ASSUMED_LINK : recent.wireBytes / recent.ms;
+  return frames * LOCAL_MS + (frames * share * page) / link;
+}
+
+function fetched({ source, peer }: RoundReport): number {
+  return source + peer;
+}
+
+function sums(rounds: readonly RoundReport[]): { got: number; fetched: number; wireBytes: number; ms: number } {
+  const sum = { got: 0, fetched: 0, wireBytes: 0, ms: 0 };
+  for (const round of rounds) {
+    sum.got += fetched(round) + round.cache + round.resident + round.duplicate;
+    sum.fetched += fetched(round);
+    sum.wireBytes += round.wireBytes;
+    sum.ms += round.ms;
+  }
+  return sum;
+}
