@@ -44,11 +44,13 @@ export interface PeerFillOptions {
   serving: Serving;
   side: FillSide;
   isSourceUp: () => boolean;
+  /** Who has not said what he has by then is not waited for, milliseconds; {@link HAVE_MS} if not given. */
+  haveMs?: number;
 }
 
 /** Batches that a peer is asked for at once. */
 const WINDOW = 4;
-/** Who has not said what he has by then is not waited for, milliseconds. */
+/** See {@link PeerFillOptions.haveMs}. */
 const HAVE_MS = 50;
 /** While the source is away, peers are asked again for what they did not have this long after, milliseconds. */
 const AGAIN_MS = 10_000;
@@ -64,6 +66,7 @@ interface Question {
 
 export class PeerFill implements PeerBatches {
   readonly #options: PeerFillOptions;
+  readonly #haveMs: number;
   /** By ring of frames that are alike: a bit for each peer that does not have the page, or did not have the right one. */
   readonly #lacking: Uint8Array;
   readonly #questions = new Set<Question>();
@@ -74,8 +77,9 @@ export class PeerFill implements PeerBatches {
 
   constructor(options: PeerFillOptions) {
     this.#options = options;
+    this.#haveMs = options.haveMs ?? HAVE_MS;
     this.#lacking = new Uint8Array(options.frames);
-    this.#timer = setInterval(() => this.#look(), HAVE_MS / 5);
+    this.#timer = setInterval(() => this.#look(), this.#haveMs / 5);
     this.#timer.unref();
     options.peers.start();
   }
@@ -133,7 +137,7 @@ export class PeerFill implements PeerBatches {
 
   #look(): void {
     const now = performance.now();
-    const late = [...this.#questions].filter((question) => now - question.askedAt > HAVE_MS);
+    const late = [...this.#questions].filter((question) => now - question.askedAt > this.#haveMs);
     for (const question of late) this.#settle(question);
     if (late.length > 0) this.#options.side.more();
     if (this.#options.isSourceUp()) this.#clearedAt = now;
