@@ -7,6 +7,7 @@
 
 #include "addon/support.h"
 #include "core/attach.h"
+#include "core/file_changes.h"
 #include "core/memory.h"
 #include "core/userfault.h"
 
@@ -116,6 +117,26 @@ Napi::Value PresentExtentsOf(const Napi::CallbackInfo& info) {
   return ToArray(info.Env(), PresentExtents(static_cast<int>(pid), address, size));
 }
 
+Napi::Value WatchChanges(const Napi::CallbackInfo& info) {
+  int64_t fd;
+  if (!GetInt(info, 0, 0, INT32_MAX, &fd)) return info.Env().Undefined();
+  auto watch = FileChanges::OfProcess().Watch(static_cast<int>(fd));
+  return watch.ok() ? Napi::Number::New(info.Env(), watch.value) : Throw(info.Env(), watch.error);
+}
+
+Napi::Value CountChanges(const Napi::CallbackInfo& info) {
+  int64_t watch;
+  if (!GetInt(info, 0, 1, INT32_MAX, &watch)) return info.Env().Undefined();
+  auto count = FileChanges::OfProcess().Count(static_cast<int>(watch));
+  return count.ok() ? Napi::Number::New(info.Env(), static_cast<double>(count.value)) : Throw(info.Env(), count.error);
+}
+
+Napi::Value UnwatchChanges(const Napi::CallbackInfo& info) {
+  int64_t watch;
+  if (GetInt(info, 0, 1, INT32_MAX, &watch)) FileChanges::OfProcess().Unwatch(static_cast<int>(watch));
+  return info.Env().Undefined();
+}
+
 Napi::Value IsZeroRange(const Napi::CallbackInfo& info) {
   uint8_t* data;
   size_t size;
@@ -154,6 +175,9 @@ void InitSystem(Napi::Env env, Napi::Object exports) {
   exports.Set("findUserfaults", Napi::Function::New(env, FindUserfaultsOf));
   exports.Set("presentExtents", Napi::Function::New(env, PresentExtentsOf));
   exports.Set("dataExtents", Napi::Function::New(env, DataExtentsOf));
+  exports.Set("watchChanges", Napi::Function::New(env, WatchChanges));
+  exports.Set("countChanges", Napi::Function::New(env, CountChanges));
+  exports.Set("unwatchChanges", Napi::Function::New(env, UnwatchChanges));
   exports.Set("isZero", Napi::Function::New(env, IsZeroRange));
   exports.Set("pidfdOpen", Napi::Function::New(env, OpenPidfd));
   exports.Set("setTrafficClass", Napi::Function::New(env, SetTrafficClass));

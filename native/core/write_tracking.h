@@ -20,8 +20,8 @@
 //    at every later call, and the caller makes a new one, whose first pass reports everything.
 //
 // What it can't see: writes through another process's mapping or by write(2) to the file, and DMA that was under way
-// when the scan ran (see docs/pages.md). Holes that are punched into shared memory are not reported either: compare
-// with SEEK_DATA. Every region must stay mapped where it is.
+// when the scan ran (see docs/pages.md). Holes that are punched into shared memory are not reported either, nor the
+// pages of zeros that reading brings there: see file_changes.h. Every region must stay mapped where it is.
 #pragma once
 
 #include <atomic>

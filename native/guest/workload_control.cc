@@ -178,6 +178,11 @@ bool Workload::Give(uint64_t frame, uint64_t count, Memory::Remove how, std::str
     return false;
   }
   const State state = state_;
+  // Whoever paused it relies on memory that stands still; what is incoming may go, as a balloon's that starts empty.
+  if (state == State::kPaused) {
+    *error = "the guest is paused";
+    return false;
+  }
   if (state == State::kRunning) Hold();
   bool good = memory_->Give(frame, count, how, error);
   // Shared memory keeps its content when it is only not needed by this mapping.

@@ -409,6 +409,15 @@ export interface Native {
 
   /** Extents of `fd` that hold data, from `SEEK_DATA`/`SEEK_HOLE`, within [offset, offset+length). */
   dataExtents(fd: number, offset: number, length: number): Extent[];
+  /**
+   * Begins to count changes of an open file that are not made through a mapping (`write`, `fallocate`, `MADV_REMOVE`); see
+   * native/core/file_changes.h. Returns the watch's number; it outlives `fd`. Throws `PT_UNSUPPORTED_HOST` for a memfd, `PT_SYSCALL`.
+   */
+  watchChanges(fd: number): number;
+  /** A number that is larger than the last one where the file was changed meanwhile. */
+  countChanges(watch: number): number;
+  /** Idempotent. */
+  unwatchChanges(watch: number): void;
   /** Whether `length` bytes of `data` from `offset` are all zero. */
   isZero(data: Uint8Array, offset: number, length: number): boolean;
 

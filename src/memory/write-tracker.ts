@@ -6,7 +6,8 @@
  * pass; read before, it would be missed.
  *
  * What it doesn't see, and who therefore refuses it: writes by other processes or by `write(2)` (vhost-user), DMA that was
- * under way (O_DIRECT: stop the guest, then scan), holes punched into shared memory (compare `dataExtents`).
+ * under way (O_DIRECT: stop the guest, then scan), holes punched into shared memory, also where a page of zeros has been read in there
+ * since (`countChanges` tells that there were any).
  */
 import { PagetideError } from '../errors.ts';
 import { native, type MemoryRegion, type NativeWriteTracker, type UserfaultProbe } from './native.ts';

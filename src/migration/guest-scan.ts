@@ -16,10 +16,9 @@
  * is asked for first, so tagging every frame once more, after a scan and while the guest runs, makes them right. Why no write is lost is argued in ../pages/guest-tags.ts: the last pass runs while the guest
  * stands still, hence its manifest is that of the memory that the destination gets, however many rounds were told before.
  *
- * Frames that lost their page (a balloon, holes punched into the file) are not reported as written; each round, and the last pass, compares
- * the holes. That is right while the guest runs, too: a frame that is a hole reads as zero until it is written, and a write after the look is one after
- * the scan, so the next scan reports it. What is not seen: a page that is taken out, and that the guest then *reads* before the next
- * look. It is a zero page that nobody wrote, and no hole. QEMU guests with a balloon are refused (docs/qemu.md).
+ * Frames that lost their page (holes punched into the file) are not reported as written. That something of the kind was done to a file makes all of
+ * its frames due ({@link GuestTags.scan}). Each round and the last pass compare the holes besides, which finds those that no call has made. That is right while the guest runs, too: a frame that is a hole
+ * reads as zero until it is written, and a write after the look is one after the scan, so the next scan reports it.
  *
  * A round tells what differs from what was told before, no more: {@link GuestTags.changed} is set where a tag becomes another one, and set back only
  * where it is told. So what a round leaves out, because it ends in the switch, goes with the last pass.

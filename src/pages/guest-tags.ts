@@ -11,6 +11,11 @@
  * the memory once a scan, of a guest that stands still, was followed by {@link GuestTags.tagDue} to its end; and until then the tags
  * of frames that are due are worth nothing but a guess.
  *
+ * What changes a memory file other than by a mapping is not tracked: above all a page that is punched out, which reads as zeros then and is
+ * neither written nor, once it was read, a hole. The kernel tells that something of the kind was done to a file, not where. So then all of its frames are
+ * due: right, and slow only for guests that give memory back. The scan comes first and the question after it, for the reason above: a change that is
+ * told is made before frames are read, and one that is told later makes them due again. A guest that stands still has no such call under way.
+ *
  * Whoever follows a guest hands this object on to the next, with tracker, manifest and all (see guest-watch.ts and
  * ../migration/guest-scan.ts): what was tagged once is not tagged again. One call at a time.
  */
@@ -65,6 +70,8 @@ interface OpenFile {
   first: number;
   frames: number;
   listing: ResidentFile | undefined;
+  /** While writes are tracked: its changes by other ways, and how many are known. */
+  changes: { watch: number; known: number } | undefined;
 }
 
 export class GuestTags {
@@ -102,6 +109,7 @@ export class GuestTags {
           first: offset / TAG_PAGE,
           frames: size / TAG_PAGE,
           listing: undefined,
+          changes: undefined,
         };
         this.#files.push(file);
         if (resident !== undefined) file.listing = resident.index.add({ ...file, domain: resident.domain, key });
@@ -133,6 +141,7 @@ export class GuestTags {
     try {
       const regions = await findRegions(pid, files);
       if (this.#closed) return; // nobody would take it out of the guest again
+      for (const file of this.#files) file.changes = watchChanges(file.fd);
       const { tracker, remoteFd } = WriteTracker.attach({ pid, regions, pageSize });
       this.#tracker = tracker;
       this.#remoteFd = remoteFd;
@@ -162,7 +171,8 @@ export class GuestTags {
     if (this.#tracker === undefined) return this.markAll();
     const parts = this.record.pageSize / TAG_PAGE;
     try {
-      return parts * this.#tracker.scan((first, count) => this.#due.fill(1, first * parts, (first + count) * parts));
+      const due = (first: number, count: number) => this.#due.fill(1, first * parts, (first + count) * parts);
+      return parts * this.#tracker.scan(due) + this.#markChanged();
     } catch (cause) {
       this.#untrack();
       const error = asPagetideError(cause);
@@ -295,6 +305,20 @@ export class GuestTags {
     });
   }
 
+  /** Makes due all frames of files that were changed other than by a mapping. After the tracker's scan. */
+  #markChanged(): number {
+    let frames = 0;
+    for (const file of this.#files) {
+      const changes = file.changes!;
+      const count = native().countChanges(changes.watch);
+      if (count === changes.known) continue;
+      changes.known = count;
+      this.#due.fill(1, file.first, file.first + file.frames);
+      frames += file.frames;
+    }
+    return frames;
+  }
+
   #nextDue(from: number, end: number): number {
     const at = this.#due.indexOf(1, from);
     return at < 0 ? end : at;
@@ -303,6 +327,10 @@ export class GuestTags {
   #untrack(): void {
     this.#tracker?.close();
     this.#tracker = undefined;
+    for (const file of this.#files) {
+      if (file.changes !== undefined) native().unwatchChanges(file.changes.watch);
+      file.changes = undefined;
+    }
     if (this.#remoteFd < 0) return;
     try {
       native().closeRemote(this.record.pid, this.#remoteFd);
@@ -356,6 +384,11 @@ export class GuestTags {
     this.#tagging = tagging.catch(() => undefined);
     await tagging;
   }
+}
+
+function watchChanges(fd: number): { watch: number; known: number } {
+  const watch = native().watchChanges(fd);
+  return { watch, known: native().countChanges(watch) };
 }
 
 function openFile(path: string): number {
