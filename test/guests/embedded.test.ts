@@ -225,9 +225,8 @@ void t.test('memory that does not belong to the state is refused at load', async
 
 void t.test('frames given up read as zero, and the guest knows', async (t) => {
   const folder = scratch(t);
-  const { ram, args } = smallGuest(folder, BUSY);
+  const { ram, args } = smallGuest(folder, IDLE);
   const { control } = await startGuest(t, join(folder, 'c'), args);
-  await control.pause();
   const frame = await hotFrame(control);
   for (const how of ['punch', 'remove'] as const) {
     await control.poke(frame);
@@ -241,20 +240,21 @@ void t.test('frames given up read as zero, and the guest knows', async (t) => {
   t.match(await control.digest(frame), { zero: false, expected: hash, hash }, 'shared memory keeps its content');
   t.match(await control.verify(), { verified: true });
   await t.rejects(control.remove(DATA_FRAMES - 1, 2, 'punch'), { code: 'PT_BAD_ARGUMENT' }, 'the tables stay');
+  await control.pause();
+  await t.rejects(control.remove(frame, 1, 'punch'), /paused/, 'its memory stands still');
+  t.match(await control.digest(frame), { zero: false, expected: hash, hash });
   await control.resume();
   t.match(await control.verify(), { verified: true });
 });
 
 void t.test('private memory: frames given up become zero', async (t) => {
   const folder = scratch(t);
-  const { control } = await startGuest(t, join(folder, 'c'), ['--memory-size', '4M', '--private', ...BUSY]);
+  const { control } = await startGuest(t, join(folder, 'c'), ['--memory-size', '4M', '--private', ...IDLE]);
   t.match(await control.status(), { private: true, memoryFile: null });
-  await control.pause();
   await control.poke(5);
   await control.remove(5, 3, 'dontneed');
   t.match(await control.digest(5), { zero: true, expected: '0000000000000000' });
   await t.rejects(control.remove(5, 1, 'punch'), { code: 'PT_BAD_ARGUMENT' });
-  await control.resume();
   t.match(await control.verify(), { verified: true });
 });
 
