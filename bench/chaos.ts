@@ -1,9 +1,10 @@
 /**
- * `npm run chaos -- [--runs 100] [--seed N] [--memory 64M] [--cache 16M [--liar]] [--json]`: migrates a loaded guest to and fro between two real
+ * `npm run chaos -- [--runs 100] [--seed N] [--memory 64M] [--cache 16M [--liar]] [--modes] [--json]`: migrates a loaded guest to and fro between two real
  * agents, kills agents (-9) at random moments, restarts them, and checks after each run that nothing was lost, doubled or
  * left over. With --cache the guest is of a domain, and each agent has a shared-page cache of that size: smaller than the guest,
  * so that pages are evicted all the time; it is opened again after each kill. With --liar a third host has the guest's first pages, and
- * sends one of 300 with a bit changed. Ends with exit code 1 at the first run that does not hold; its seed begins the same run again.
+ * sends one of 300 with a bit changed. With --modes each run is of a mode of its own, pre-copy with each choice of what becomes of it where it does not converge, and
+ * some are cancelled at a random moment. Ends with exit code 1 at the first run that does not hold; its seed begins the same run again.
  */
 import { parseArgs } from 'node:util';
 import { asPagetideError, PagetideError } from '../src/errors.ts';
@@ -11,7 +12,7 @@ import { parseSize } from '../src/agent/units.ts';
 import { calmRun, chaosRun, planOf, type RunResult } from '../test/support/chaos.ts';
 import { chaosCluster } from '../test/support/chaos-cluster.ts';
 
-const USAGE = 'npm run chaos -- [--runs N] [--seed N] [--memory SIZE] [--cache SIZE [--liar]] [--json]';
+const USAGE = 'npm run chaos -- [--runs N] [--seed N] [--memory SIZE] [--cache SIZE [--liar]] [--modes] [--json]';
 
 function bad(message: string): PagetideError {
   return new PagetideError('PT_BAD_ARGUMENT', message, { hint: USAGE });
@@ -23,9 +24,18 @@ function parse(args: string[]): {
   memory: number;
   cache: number;
   liar: boolean;
+  modes: boolean;
   json: boolean;
 } {
-  let values: { runs: string; seed?: string; memory: string; cache: string; liar: boolean; json: boolean };
+  let values: {
+    runs: string;
+    seed?: string;
+    memory: string;
+    cache: string;
+    liar: boolean;
+    modes: boolean;
+    json: boolean;
+  };
   try {
     ({ values } = parseArgs({
       args,
@@ -35,6 +45,7 @@ function parse(args: string[]): {
         memory: { type: 'string', default: '64M' },
         cache: { type: 'string', default: '0' },
         liar: { type: 'boolean', default: false },
+        modes: { type: 'boolean', default: false },
         json: { type: 'boolean', default: false },
       },
     }));
@@ -51,7 +62,8 @@ function parse(args: string[]): {
   if (cache === undefined) throw bad(`--cache ${values.cache}: bytes, or with K, M, G`);
   if (values.liar && cache === 0) throw bad('--liar needs a --cache');
   const seed = values.seed === undefined ? Math.floor(Math.random() * 1e9) : whole(values.seed, 'seed', 0);
-  return { runs: whole(values.runs, 'runs', 1), seed, memory, cache, liar: values.liar, json: values.json };
+  const { liar, modes, json } = values;
+  return { runs: whole(values.runs, 'runs', 1), seed, memory, cache, liar, modes, json };
 }
 
 function median(values: readonly number[]): number {
@@ -67,7 +79,7 @@ function framesOf(results: readonly RunResult[]): Record<string, number> {
 }
 
 async function main(): Promise<void> {
-  const { runs, seed, memory, cache, liar, json } = parse(process.argv.slice(2));
+  const { runs, seed, memory, cache, liar, modes, json } = parse(process.argv.slice(2));
   const teardowns: (() => Promise<void>)[] = [];
   const close = async (): Promise<void> => {
     for (const step of teardowns.splice(0).reverse()) await step();
@@ -88,14 +100,14 @@ async function main(): Promise<void> {
     const calmMs = await calmRun(cluster, guest);
     console.error(`seed ${seed}, ${runs} runs; undisturbed, a migration takes ${calmMs.toFixed(0)} ms`);
     for (let run = 0; run < runs; run++) {
-      const plan = planOf(seed + run, calmMs);
+      const plan = planOf(seed + run, calmMs, modes);
       try {
         const result = await chaosRun(cluster, guest, plan);
         results.push(result);
-        const text = `${String(run + 1).padStart(4)}  seed ${result.seed}  ${result.what.join('; then ')}`;
+        const text = `${String(run + 1).padStart(4)}  seed ${result.seed}  ${result.mode}: ${result.what.join('; then ')}`;
         console.error(`${text} -> ${result.outcome}, settled in ${result.settleMs.toFixed(0)} ms`);
       } catch (error) {
-        failure = `run ${run + 1}, seed ${plan.seed}: ${JSON.stringify(plan.kills)}\n${String(error)}`;
+        failure = `run ${run + 1}, seed ${plan.seed}: ${JSON.stringify(plan)}\n${String(error)}`;
         const logs = cluster.agents.flatMap((agent) => [`--- ${agent.name}`, ...agent.log().slice(-60)]);
         console.error(`${failure}\n${logs.join('\n')}`);
         break;
@@ -125,6 +137,7 @@ async function main(): Promise<void> {
         memory,
         cache,
         liar,
+        modes,
         results,
         ...(failure === undefined ? {} : { failure }),
       }),
