@@ -44,11 +44,17 @@ export class Copying {
   /** No round begins any more. */
   #over = false;
   #endWait!: (over: false) => void;
+  #hasTaken = false;
   /** Resolves when no round is to go on: what one waits for may never come. */
   readonly #ended = new Promise<false>((resolve) => (this.#endWait = resolve));
 
   constructor(options: CopyingOptions) {
     this.#options = options;
+  }
+
+  /** Whether it is known what the files lack: before that all of the table is Zero, as the manifest is. */
+  get hasTaken(): boolean {
+    return this.#hasTaken;
   }
 
   /**
@@ -120,6 +126,7 @@ export class Copying {
     const before = service.figures();
     const wireBefore = service.wireBytes();
     const { zero } = names.takeTold(copy);
+    this.#hasTaken = true;
     if (!(await service.round('loose'))) throw new PagetideError('PT_CANCELLED', 'the round was ended');
     const after = service.figures();
     return {

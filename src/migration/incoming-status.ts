@@ -1,5 +1,6 @@
 /** What a destination tells of a migration: to its source, and to operators. */
 import type { GuestService } from '../memory/guest-service.ts';
+import type { Copying } from './incoming-copying.ts';
 import type { IncomingDetails } from './incoming-details.ts';
 import type { IncomingWatch } from './incoming-watch.ts';
 import { answerState, describe, type DestinationState } from './ownership/index.ts';
@@ -12,6 +13,8 @@ export interface Seen {
   watched: Pick<IncomingWatch, 'alarm' | 'error' | 'note'>;
   /** Asked at any moment, also while it is being let go of. */
   service: GuestService | undefined;
+  /** Where memory is copied in rounds. */
+  copying: Pick<Copying, 'hasTaken'> | undefined;
   wants: number[] | undefined;
   figures: CompletionFigures | undefined;
 }
@@ -48,16 +51,18 @@ export function infoOf(seen: Seen): MigrationInfo {
   };
 }
 
-function progressOf({ state, details, watched, service, figures }: Seen): MigrationProgress {
+function progressOf({ state, details, watched, service, copying, figures }: Seen): MigrationProgress {
   const described = describe(state);
   const counts = service?.counts();
+  // until the first round is told, the table knows of nothing that it lacks
+  const isUntold = copying?.hasTaken === false;
   const memory = details.request?.description.memory;
   const total = memory === undefined ? 0 : memory.size / memory.pageSize;
   const done = described.phase === 'completing' || described.phase === 'done';
   return {
     phase: watched.alarm === undefined ? described.phase : 'failed',
     framesTotal: total,
-    framesPresent: counts === undefined ? (done ? total : 0) : counts.total - counts.outstanding,
+    framesPresent: counts === undefined || isUntold ? (done ? total : 0) : counts.total - counts.outstanding,
     faultsServed: service?.serving.faultsServed ?? figures?.faults.count ?? 0,
     wireBytes: service === undefined ? (figures?.bytes.wire ?? 0) : service.wireBytes(),
     elapsedMs: Date.now() - details.startedAt,

@@ -139,7 +139,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     const { state, details } = this;
     return {
       ...{ state, details, watched: this.#watched, service: this.#arrival?.service },
-      ...{ wants: this.#wants, figures: this.#figures },
+      ...{ copying: this.#copying, wants: this.#wants, figures: this.#figures },
     };
   }
 

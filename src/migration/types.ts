@@ -199,8 +199,8 @@ export interface ManifestOffer {
   chunks: string;
 }
 
-/** A round that takes longer is answered without its figures after this, milliseconds: whoever waits hears that it goes on. */
-export const ROUND_ANSWER_MS = 2_000;
+/** A round that takes longer is answered without its figures after this, milliseconds: whoever waits hears how far it is. */
+export const ROUND_ANSWER_MS = 500;
 
 export const PEER_PROTOCOL = 3;
 

@@ -431,3 +431,18 @@ void t.test('a write to the memory file by a call is not missed', { skip }, asyn
   }
   t.ok(guest.tags().equals(receive([...told, ...(await scan.finish())]).tags));
 });
+
+void t.test('memory that is mapped in several pieces is tracked like any other', { skip }, async (t) => {
+  const guest = await startTagged(t, MIB, 20_000, '--regions', '3');
+  const tags = makeTags(t, guest);
+  const scan = new GuestScan(tags, exact);
+  t.teardown(() => scan.close());
+  await scan.build();
+  t.ok(tags.tracked);
+  const told = scan.tell([0, scan.manifest.chunks]);
+  const { operations } = await guest.control.status();
+  while ((await guest.control.status()).operations < operations + 100);
+  t.ok((await scan.rescan()).tagged < FRAMES, 'it says what was written');
+  await guest.control.pause();
+  t.ok(guest.tags().equals(receive([...told, ...(await scan.finish())]).tags));
+});

@@ -31,8 +31,8 @@ export interface TaggedGuest {
   tags: () => Buffer;
 }
 
-/** A guest of `mib` MiB in no process tree of the test, that writes `rate` pages a second. */
-export async function startTagged(t: Test, mib: number, rate: number): Promise<TaggedGuest> {
+/** A guest of `mib` MiB in no process tree of the test, that writes `rate` pages a second. @param more of its options */
+export async function startTagged(t: Test, mib: number, rate: number, ...more: string[]): Promise<TaggedGuest> {
   const folder = scratch(t);
   const control = join(folder, 'control');
   const path = join(folder, 'memory');
@@ -40,7 +40,7 @@ export async function startTagged(t: Test, mib: number, rate: number): Promise<T
     command: nativeProgram('pagetide-guest'),
     args: [
       ...['--memory-size', `${mib}M`, '--memory-file', path, '--control', control, '--fill-from', '/usr/lib'],
-      ...['--write-rate', `${rate}`, '--read-rate', '0', '--working-set', '0.25'],
+      ...['--write-rate', `${rate}`, '--read-rate', '0', '--working-set', '0.25', ...more],
     ],
     log: join(folder, 'log'),
   });

@@ -80,10 +80,10 @@ export function mountOptions(mountinfo: string, dev: bigint): Record<string, str
 }
 
 /**
- * Where the process has each memory file, as regions of guest memory space. QEMU maps a RAM object once, in one piece,
- * however the machine then shows it to the guest (below and above 4 GiB, say).
+ * Where the process has each memory file, as regions of guest memory space, by offset. QEMU maps a RAM object once, in one piece,
+ * however the machine then shows it to the guest (below and above 4 GiB, say); others map a file in several.
  *
- * @throws PT_VMM_GONE no such process; PT_MEMORY_FILE a file is not mapped whole, shared and writable, exactly once
+ * @throws PT_VMM_GONE no such process; PT_MEMORY_FILE where not each byte of a file is mapped shared and writable, exactly once
  */
 export async function findRegions(pid: number, files: readonly MemoryFile[]): Promise<MemoryRegion[]> {
   let maps: MappedRange[];
@@ -92,15 +92,19 @@ export async function findRegions(pid: number, files: readonly MemoryFile[]): Pr
   } catch (cause) {
     throw new PagetideError('PT_VMM_GONE', `cannot read the memory map of process ${pid}`, { cause });
   }
-  return Promise.all(
+  const regions = await Promise.all(
     files.map(async (file) => {
       const about = await stat(file.path, { bigint: true }).catch((cause: unknown) => {
         throw new PagetideError('PT_MEMORY_FILE', `memory file ${file.path} is not there`, { cause });
       });
-      const ranges = rangesOfFile(maps, about.dev, about.ino);
-      const [range] = ranges;
-      const whole = range?.offset === 0 && range.end - range.start === file.size && range.permissions === 'rw-s';
-      if (!range || ranges.length !== 1 || !whole) {
+      const ranges = rangesOfFile(maps, about.dev, about.ino).sort((a, b) => a.offset - b.offset);
+      let end = 0;
+      const once = ranges.every((range) => {
+        const follows = range.offset === end && range.permissions === 'rw-s';
+        end += range.end - range.start;
+        return follows;
+      });
+      if (!once || end !== file.size) {
         const found = ranges
           .map((r) => `${r.permissions} ${r.end - r.start} bytes at file offset ${r.offset}`)
           .join(', ');
@@ -109,7 +113,12 @@ export async function findRegions(pid: number, files: readonly MemoryFile[]): Pr
           `process ${pid} does not map ${file.path} once and whole: ${found || 'not at all'}`,
         );
       }
-      return { hostAddress: range.start, size: file.size, offset: file.offset };
+      return ranges.map(({ start, end: until, offset }) => ({
+        hostAddress: start,
+        size: until - start,
+        offset: file.offset + offset,
+      }));
     }),
   );
+  return regions.flat();
 }
