@@ -80,7 +80,11 @@ export function showReport(report: MigrationReport): string {
       `${formatSize(bytes.wire)} on the wire: manifest ${formatSize(bytes.manifest)}, ` +
         `pages ${formatSize(bytes.pages)} (raw ${formatSize(bytes.raw)}), state ${formatSize(bytes.state)}`,
     ],
-    ['time', `total ${formatMillis(ms.total)}, prepare ${known(ms.prepare)}, downtime ${known(ms.downtime)}`],
+    [
+      'time',
+      `total ${formatMillis(ms.total)}, prepare ${known(ms.prepare)}, downtime ${known(ms.downtime)}` +
+        (ms.journal === null ? '' : ` (${formatMillis(ms.journal)} for the journals' disks)`),
+    ],
     ['faults', latencies(faults)],
     ['longest gap', report.longestGapMs === null ? 'no heartbeat' : formatMillis(report.longestGapMs)],
   ]);

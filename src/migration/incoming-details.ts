@@ -12,6 +12,8 @@ export interface IncomingDetails {
   vmm?: GuestRecord;
   acquired?: AcquiredRecord;
   resumedAt?: number;
+  /** How long the guest stood still for the disk of this host's journal, milliseconds. Absent: not known any more. */
+  journalMs?: number;
   startedAt: number;
   switchBytes?: SwitchBytes;
   /** Where pages follow the guest: what was copied before, and was still right when it was stopped. */

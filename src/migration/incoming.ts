@@ -252,8 +252,13 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
   }
 
   #journal(record: DestinationRecord): void {
+    const began = performance.now();
     this.#host.journal(record, { ...this.details }).then(
-      () => this.dispatch({ type: 'journaled', record: record.state }),
+      () => {
+        // the guest runs once this is durable
+        if (record.state === 'owner') this.details.journalMs = performance.now() - began;
+        this.dispatch({ type: 'journaled', record: record.state });
+      },
       (error: unknown) => {
         this.dispatch({ type: 'journal-failed', record: record.state, error: asPagetideError(error).toJSON() });
         this.retrySoon();
@@ -439,6 +444,8 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
       await askGuest(figures, vmm);
       figures.resumedAt = this.details.resumedAt ?? 0;
     }
+    const { journalMs } = this.details;
+    if (journalMs !== undefined) figures.journalMs = journalMs;
     partWith(vmm, this.details.acquired, this.#host.place(this.#request().guest), this.state.migration);
     const begun = performance.now();
     if (this.#request().verify) figures.verified = await verified(vmm, this.#host.log, this.state.guest);

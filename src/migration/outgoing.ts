@@ -315,19 +315,26 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
 
   protected perform(action: SourceAction): void {
     switch (action.do) {
-      case 'journal':
+      case 'journal': {
+        const { state } = action.record;
+        const began = performance.now();
         this.#host.journal(action.record, { ...this.details }).then(
-          () => this.dispatch({ type: 'journaled', record: action.record.state }),
+          () => {
+            // the guest stands still, and nothing else is done meanwhile
+            if (state === 'handing-over') this.details.journalMs = performance.now() - began;
+            this.dispatch({ type: 'journaled', record: state });
+          },
           (error: unknown) => {
             this.dispatch({
               type: 'journal-failed',
-              record: action.record.state,
+              record: state,
               error: asPagetideError(error).toJSON(),
             });
             this.retrySoon();
           },
         );
         return;
+      }
       case 'send':
         void this.#send(action.request);
         return;

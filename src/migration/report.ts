@@ -8,6 +8,8 @@ export interface Departure {
   startedAt: number;
   /** When the guest was stopped, microseconds since the epoch. Absent: nobody knows any more. */
   pausedAt?: number;
+  /** How long the guest stood still for the disk of this host's journal, milliseconds. Absent: not known any more. */
+  journalMs?: number;
   /** What this host had heard of the guest by then; a moment later than the rest, and missing where it came too late. */
   heard?: Pick<GuestStats, 'longestGapMs' | 'heartbeats'>;
   /** Why it was this mode, where nobody asked for it. */
@@ -43,6 +45,7 @@ export function makeReport(
     ms: {
       ...times(departure, figures),
       total: round(now - departure.startedAt - figures.verifyMs),
+      journal: journalTime(departure, figures),
     },
     faults: figures.faults,
     longestGapMs: longestGap(departure, figures),
@@ -62,6 +65,10 @@ function times(
     // Clocks of two hosts: by NTP's grace. Never below zero.
     downtime: resumedAt > 0 ? round(Math.max(0, (resumedAt - pausedAt) / 1000)) : null,
   };
+}
+
+function journalTime({ journalMs: here }: Departure, { journalMs: there }: CompletionFigures): number | null {
+  return here === undefined || there === undefined ? null : round(here + there);
 }
 
 /** A guest that counts its own gaps carries them along; one whose heartbeats hosts hear has its longest between them. */

@@ -84,9 +84,10 @@ export interface MigrationReport {
   bytes: { wire: number; manifest: number; pages: number; state: number; raw: number };
   /**
    * `downtime`: from the guest stopped to the guest running, by the VMM's own timestamps where it gives them. `prepare` and
-   * `downtime` are null where nobody knows any more when the guest was stopped.
+   * `downtime` are null where nobody knows any more when the guest was stopped. `journal`: of the downtime, what both hosts waited for the
+   * disks of their journals; null where one of them was restarted then.
    */
-  ms: { prepare: number | null; downtime: number | null; total: number };
+  ms: { prepare: number | null; downtime: number | null; total: number; journal: number | null };
   /** Stalls that faults caused. */
   faults: { count: number; p50Us: number; p99Us: number; maxUs: number };
   /** Longest silence of the guest's heartbeat; null where it has none. */
@@ -243,4 +244,6 @@ export interface CompletionFigures {
   resumedAt: number;
   /** How long the guest's own check took, milliseconds; the migration was complete before. */
   verifyMs: number;
+  /** How long the guest stood still for the disk of the destination's journal, milliseconds; absent where that is not known any more. */
+  journalMs?: number;
 }

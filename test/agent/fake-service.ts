@@ -119,7 +119,7 @@ export const report: MigrationReport = {
   verified: true,
   frames: { total: 65536, zero: 536, present: 0, cache: 0, resident: 0, duplicate: 1000, peer: 0, source: 64000 },
   bytes: { wire: 100_000_000, manifest: 1_000_000, pages: 98_000_000, state: 200_000, raw: 262_144_000 },
-  ms: { prepare: 120.5, downtime: 3.25, total: 1900 },
+  ms: { prepare: 120.5, downtime: 3.25, total: 1900, journal: 1.5 },
   faults: { count: 321, p50Us: 41.5, p99Us: 310, maxUs: 2100 },
   longestGapMs: 4.5,
 };
@@ -144,7 +144,16 @@ export function migrateRequest(): MigrateRequest {
 
 export function figures(): CompletionFigures {
   const { frames, bytes, faults, longestGapMs, verified } = report;
-  return { frames, bytes, faults, longestGapMs, verified, resumedAt: 1_700_000_000_000_000, verifyMs: 310 };
+  return {
+    frames,
+    bytes,
+    faults,
+    longestGapMs,
+    verified,
+    resumedAt: 1_700_000_000_000_000,
+    verifyMs: 310,
+    journalMs: 1,
+  };
 }
 
 export const capabilities: Capabilities = { protocol: 3, userfaultfd: { ok: false, why: 'no right' } };

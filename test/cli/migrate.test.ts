@@ -23,7 +23,7 @@ void t.test('plain lines, then the report', async (t) => {
   const { code, stdout } = await cli.finished;
   t.equal(code, 0);
   t.match(stdout, /^guest +web1 \(embedded, post-copy\)\nverified +yes/);
-  t.match(stdout, /time +total 1900 ms, prepare 121 ms, downtime 3\.3 ms/);
+  t.match(stdout, /time +total 1900 ms, prepare 121 ms, downtime 3\.3 ms \(1\.5 ms for the journals' disks\)/);
   t.same(
     service.calls.find(([method]) => method === 'migrate'),
     ['migrate', { guest: 'web1', to: TO, mode: 'auto', verify: true }],
@@ -79,7 +79,7 @@ void t.test('--json: nothing but the report on standard output', async (t) => {
 
 void t.test('times that nobody knows any more', async (t) => {
   const { service, socket } = await startApi(t);
-  const ms = { prepare: null, downtime: null, total: 1900 };
+  const ms = { prepare: null, downtime: null, total: 1900, journal: null };
   service.migration = migrationInfo('done', { report: { ...report, ms } });
   const { code, stdout } = await startCli(t, ['migrate', 'web1', '--to', TO, '--agent', `unix:${socket}`]).finished;
   t.equal(code, 0);

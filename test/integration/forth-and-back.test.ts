@@ -49,6 +49,8 @@ for (const { what, options, frames, zero } of shapes) {
       t.match(report?.frames, { present: 0, cache: 0, resident: 0, peer: 0 });
       t.ok((report?.faults.count ?? 0) > 0, 'a guest that works has faults');
       t.ok((report?.longestGapMs ?? 0) > 0, 'it beats');
+      const { downtime, journal } = report?.ms ?? {};
+      t.ok((journal ?? 0) > 0 && journal! <= downtime!, `${journal} of ${downtime} ms for the journals`);
       if (zero !== undefined) {
         const part = (report?.frames.zero ?? 0) / frames;
         t.ok(part >= zero[0] && part <= zero[1], `${part} of the frames are zero`);

@@ -22,7 +22,7 @@ function report(departure: Partial<Departure>, figures: Partial<CompletionFigure
 
 void t.test('times', (t) => {
   const whole = report({ pausedAt: (START + 500) * 1000 + 1 });
-  t.strictSame(whole.ms, { prepare: 500.001, downtime: 59.999, total: 2_000 });
+  t.strictSame(whole.ms, { prepare: 500.001, downtime: 59.999, total: 2_000, journal: null });
   t.equal(whole.bytes.wire, 99);
   const fast = report({ pausedAt: (START + 600) * 1000 });
   t.equal(fast.ms.downtime, 0, 'a clock that is ahead makes no negative time');
@@ -43,9 +43,16 @@ void t.test('what was chosen, what did not go as asked for, and rounds', (t) => 
 });
 
 void t.test('nobody knows when the guest was stopped, or ran again', (t) => {
-  t.strictSame(report({}).ms, { prepare: null, downtime: null, total: 2_000 });
+  t.strictSame(report({}).ms, { prepare: null, downtime: null, total: 2_000, journal: null });
   const late = report({ pausedAt: (START + 500) * 1000 }, { resumedAt: 0 });
-  t.strictSame(late.ms, { prepare: 500, downtime: null, total: 2_000 });
+  t.strictSame(late.ms, { prepare: 500, downtime: null, total: 2_000, journal: null });
+  t.end();
+});
+
+void t.test('of the downtime, what the journals took', (t) => {
+  t.equal(report({ journalMs: 1.25 }, { journalMs: 2 }).ms.journal, 3.25);
+  t.equal(report({ journalMs: 1.25 }).ms.journal, null, 'the destination was restarted');
+  t.equal(report({}, { journalMs: 2 }).ms.journal, null);
   t.end();
 });
 

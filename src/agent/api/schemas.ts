@@ -319,7 +319,14 @@ export const migrationReport = z
     verified: z.boolean().nullable(),
     frames: frameClasses,
     bytes,
-    ms: z.object({ prepare: figure.nullable(), downtime: figure.nullable(), total: figure }),
+    ms: z.object({
+      prepare: figure.nullable(),
+      downtime: figure.nullable(),
+      total: figure,
+      journal: figure
+        .nullable()
+        .meta({ description: "Of the downtime: waiting for the disks of both hosts' journals." }),
+    }),
     faults: stalls,
     longestGapMs: figure.nullable(),
     why,
@@ -445,6 +452,9 @@ export const completionFigures = z
     verified: z.boolean().nullable(),
     resumedAt: figure.meta({ description: 'Microseconds since the epoch.' }),
     verifyMs: figure.meta({ description: "The guest's own check, which is not part of the migration's time." }),
+    journalMs: figure
+      .exactOptional()
+      .meta({ description: "The guest stood still so long for the destination's journal." }),
   })
   .meta({ id: 'CompletionFigures' });
 
