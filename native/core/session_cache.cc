@@ -11,7 +11,7 @@
 namespace pagetide {
 
 namespace {
-// Frames installed between two looks at the length of the cache's file: one look is a tenth of an install.
+// Frames installed between two looks at the length of the cache's file: one look is a twentieth of an install.
 constexpr uint64_t kFramesALook = 16;
 }  // namespace
 
@@ -35,6 +35,8 @@ Installed FaultSession::InstallFromCache(uint64_t frame, uint64_t count, const u
     }
     // A copy: another thread may be writing the manifest.
     Tag tag = Tag::Load(tags + at * sizeof(Tag));
+    // The look at the file below is long enough for the index to come nearer; in a run, the install of this frame is.
+    if (frames_to_look == 0) cache.Prefetch(tag);
     if (at + 1 < end) cache.Prefetch(Tag::Load(tags + (at + 1) * sizeof(Tag)));
     if (tag.IsZero()) {
       MarkZero(at, 1);
