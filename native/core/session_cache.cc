@@ -28,22 +28,24 @@ Installed FaultSession::InstallFromCache(uint64_t frame, uint64_t count, const u
   FrameState before[1];
   while (result.next < end && result.outcome == Outcome::Done) {
     uint64_t at = result.next;
+    // A copy: another thread may be writing the manifest.
+    Tag tag = Tag::Load(tags + at * sizeof(Tag));
+    // None of what a lookup goes by is likely to be near. It comes while the frame's state does, and then the file is
+    // looked at; in a run, while the frame before is installed.
+    if (at == frame) cache.Prefetch(tag);
+    if (at + 1 < end) cache.Prefetch(Tag::Load(tags + (at + 1) * sizeof(Tag)));
     if (!NeedsContent(table_->Get(at))) {
       result.skipped++;
       result.next = at + 1;
       continue;
     }
-    // A copy: another thread may be writing the manifest.
-    Tag tag = Tag::Load(tags + at * sizeof(Tag));
-    // The look at the file below is long enough for the index to come nearer; in a run, the install of this frame is.
-    if (frames_to_look == 0) cache.Prefetch(tag);
-    if (at + 1 < end) cache.Prefetch(Tag::Load(tags + (at + 1) * sizeof(Tag)));
     if (tag.IsZero()) {
       MarkZero(at, 1);
       result.skipped++;
       result.next = at + 1;
       continue;
     }
+    cache.PrefetchSlot(tag);
     if (frames_to_look-- == 0) {
       cache.CheckWhole();
       frames_to_look = kFramesALook - 1;
