@@ -21,7 +21,7 @@ import { WorkerPools } from '../../src/memory/worker-pools.ts';
 import { CACHE_PAGE, Insertion, PageCache, TAG_BYTES } from '../../src/pages/cache.ts';
 import { linkDuplicates } from '../../src/pages/duplicates.ts';
 import { ResidentIndex } from '../../src/pages/resident.ts';
-import { DOMAIN_KEY_BYTES, DomainKey } from '../../src/pages/tags.ts';
+import { DOMAIN_KEY_BYTES, DomainKey, HASH_BYTES } from '../../src/pages/tags.ts';
 import { takeCertificates } from './certificates.ts';
 
 export type PagerSource =
@@ -55,13 +55,16 @@ function taggedPages({ memory, cache: path }: { memory: string; cache?: string }
   const tags = new Uint8Array(new SharedArrayBuffer(frames * TAG_BYTES));
   const fd = openSync(memory, 'r');
   const pages = Buffer.allocUnsafeSlow(BATCH * PAGE);
-  for (let at = 0; at < frames; at += BATCH)
-    native().tagFile(key.id, fd, at * PAGE, Math.min(BATCH, frames - at), tags, at, pages);
+  const hashes = new Uint8Array(frames * HASH_BYTES);
+  for (let at = 0; at < frames; at += BATCH) {
+    const count = Math.min(BATCH, frames - at);
+    native().tagFile(key.id, fd, at * PAGE, count, tags, at, pages, hashes.subarray(at * HASH_BYTES));
+  }
   let cache = 0;
   let resident = 0;
   if (path === undefined) {
     const index = ResidentIndex.open(frames);
-    index.add({ domain: 0, key, fd, frames }).set(0, frames, tags);
+    index.add({ domain: 0, key, fd, frames }).set(0, frames, tags, 0, hashes);
     resident = index.lookups(0);
   } else {
     const bytes = CACHE_PAGE * (1 + Math.ceil((frames * 32) / CACHE_PAGE) + frames);

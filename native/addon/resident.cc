@@ -3,6 +3,7 @@
 
 #include "addon/domain_keys.h"
 #include "addon/support.h"
+#include "core/page_hash.h"
 
 namespace pagetide {
 
@@ -65,7 +66,7 @@ Napi::Value AddFile(const Napi::CallbackInfo& info) {
   return file.ok() ? Number(info, file.value) : Throw(info.Env(), file.error);
 }
 
-// residentSet(id, file, first, count, tags, firstTag)
+// residentSet(id, file, first, count, tags, firstTag, hashes): hashes of `count` frames, or undefined
 Napi::Value SetTags(const Napi::CallbackInfo& info) {
   auto index = Find(info);
   int64_t file, first, count, first_tag;
@@ -77,8 +78,15 @@ Napi::Value SetTags(const Napi::CallbackInfo& info) {
     return info.Env().Undefined();
   if (size / sizeof(Tag) < static_cast<uint64_t>(first_tag + count))
     return Throw(info.Env(), MakeError(ErrorKind::Internal, "fewer tags than frames"));
+  uint8_t* hashes = nullptr;
+  size_t hashes_size;
+  if (info.Length() > 6 && !info[6].IsUndefined()) {
+    if (!GetBytes(info, 6, &hashes, &hashes_size)) return info.Env().Undefined();
+    if (hashes_size / kPageHashBytes < static_cast<uint64_t>(count))
+      return Throw(info.Env(), MakeError(ErrorKind::Internal, "fewer hashes than frames"));
+  }
   Error error = index->Set(static_cast<uint32_t>(file), static_cast<uint64_t>(first), static_cast<uint64_t>(count),
-                           tags + static_cast<uint64_t>(first_tag) * sizeof(Tag));
+                           tags + static_cast<uint64_t>(first_tag) * sizeof(Tag), hashes);
   return error.ok() ? info.Env().Undefined() : Throw(info.Env(), error);
 }
 

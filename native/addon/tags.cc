@@ -4,6 +4,7 @@
 
 #include "addon/domain_keys.h"
 #include "addon/support.h"
+#include "core/page_hash.h"
 
 namespace pagetide {
 
@@ -72,8 +73,15 @@ Napi::Value TagFileOf(const Napi::CallbackInfo& info) {
   if (tags_size / kTagBytes < static_cast<uint64_t>(first + count))
     return Throw(info.Env(), ArgumentError("no room for tags " + std::to_string(first) + " to " +
                                            std::to_string(first + count - 1)));
+  uint8_t* hashes = nullptr;
+  size_t hashes_size;
+  if (info.Length() > 7 && !info[7].IsUndefined()) {
+    if (!GetBytes(info, 7, &hashes, &hashes_size)) return info.Env().Undefined();
+    if (hashes_size / kPageHashBytes < static_cast<uint64_t>(count))
+      return Throw(info.Env(), ArgumentError("no room for the hashes of " + std::to_string(count) + " pages"));
+  }
   auto zero = TagFile(*key, static_cast<int>(fd), static_cast<uint64_t>(offset), static_cast<uint64_t>(count),
-                      tags + static_cast<uint64_t>(first) * kTagBytes, scratch, scratch_size);
+                      tags + static_cast<uint64_t>(first) * kTagBytes, scratch, scratch_size, hashes);
   if (!zero.ok()) return Throw(info.Env(), zero.error);
   return Napi::Number::New(info.Env(), static_cast<double>(zero.value));
 }

@@ -69,6 +69,13 @@ class CacheIndex {
   bool Has(const Tag& tag);
   // Brings what Enter will look at first nearer.
   void Prefetch(const Tag& tag) const { __builtin_prefetch(&heads_[Bucket(tag)]); }
+  // And what it looks at next, some time after that. kNoSlot, or the slot that is most likely it.
+  uint32_t PrefetchSlot(const Tag& tag) const {
+    uint32_t cell = Cell(heads_[Bucket(tag)]).load(std::memory_order_relaxed);
+    if (cell == 0) return kNoSlot;
+    __builtin_prefetch(&slots_[cell - 1], 1);
+    return cell - 1;
+  }
 
   // The rest: one thread at a time.
   uint32_t Find(const Tag& tag) const;

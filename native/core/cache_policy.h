@@ -45,6 +45,8 @@ class EvictionPolicy {
     uint8_t now = uses.load(std::memory_order_relaxed);
     if (now < kMaxUses) uses.store(now + 1, std::memory_order_relaxed);
   }
+  // Brings what Touch looks at nearer.
+  void Prefetch(uint32_t slot) const { __builtin_prefetch(&uses_[slot], 1); }
   // Puts a slot that is in no queue into one. `fingerprint`: any 64 well mixed bits of what the slot holds.
   // `proven`: it was here before (after a restart): straight into the main queue.
   void Insert(uint32_t slot, uint64_t fingerprint, uint8_t value, bool proven = false);

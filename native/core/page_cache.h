@@ -90,7 +90,12 @@ class PageCache {
   // comes from an earlier run, its page is compared with the tag first (once).
   bool Enter(const Tag& tag, Hit* hit);
   void Leave(const Hit& hit) { index_.Leave(hit.slot); }
+  // Bring what Enter looks at nearer: the second one some time after the first.
   void Prefetch(const Tag& tag) const { index_.Prefetch(tag); }
+  void PrefetchSlot(const Tag& tag) const {
+    uint32_t slot = index_.PrefetchSlot(tag);
+    if (slot != kNoSlot) policy_.Prefetch(slot);
+  }
   // Copies the page (4096 bytes) out, with pread; counts like Enter.
   bool Read(const Tag& tag, uint8_t* into);
   // Whether it seems to be there; counts nothing, and is no promise.

@@ -2,10 +2,14 @@
 
 #include <fcntl.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
+
+#include "core/page_hash.h"
 
 namespace pagetide {
 
@@ -28,6 +32,7 @@ Result<std::shared_ptr<ResidentIndex>> ResidentIndex::Open(uint64_t frames) {
   uint64_t parts = (frames + kPartFrames - 1) / kPartFrames;
   std::shared_ptr<ResidentIndex> index(new ResidentIndex());
   if (Error error = index->tags_.Make(static_cast<uint32_t>(parts * kPartFrames))) return error;
+  if (Error error = index->hashes_.Make(parts * kPartFrames)) return error;
   if (Error error = index->files_.Make(kMaxFiles)) return error;
   if (Error error = index->parts_.Make(parts)) return error;
   return index;
@@ -79,7 +84,7 @@ Result<uint32_t> ResidentIndex::Add(int fd, uint64_t frames, uint32_t domain, st
   return last_;
 }
 
-Error ResidentIndex::Set(uint32_t number, uint64_t first, uint64_t count, const uint8_t* tags) {
+Error ResidentIndex::Set(uint32_t number, uint64_t first, uint64_t count, const uint8_t* tags, const uint8_t* hashes) {
   uint64_t end = first + count;
   uint64_t at = first;
   do {
@@ -92,6 +97,11 @@ Error ResidentIndex::Set(uint32_t number, uint64_t first, uint64_t count, const 
     uint64_t until = std::min(end, at + kFramesALock);
     for (; at < until; at++) {
       uint32_t slot = held.parts[at / kPartFrames] * kPartFrames + static_cast<uint32_t>(at % kPartFrames);
+      if (hashes != nullptr) {
+        uint64_t hash;
+        memcpy(&hash, hashes + (at - first) * kPageHashBytes, sizeof hash);
+        if (hash != kNoPageHash) HashOf(slot).store(hash, std::memory_order_relaxed);
+      }
       tags_.Set(slot, Tag::Load(tags + (at - first) * sizeof(Tag)));
     }
   } while (at < end);
@@ -112,6 +122,7 @@ void ResidentIndex::RemoveHeld(const Held& held) {
   for (uint32_t part : held.parts) {
     std::atomic_ref<uint32_t>(parts_[part].file).store(0, std::memory_order_release);
     tags_.Discard(part * kPartFrames, kPartFrames);
+    madvise(&hashes_[part * kPartFrames], kPartFrames * kPageHashBytes, MADV_DONTNEED);
     free_parts_.push_back(part);
   }
   free_files_.push_back(held.at);
@@ -141,6 +152,16 @@ uint64_t ResidentIndex::RemoveDomain(uint32_t domain) {
   });
 }
 
+bool ResidentIndex::IsRight(uint32_t slot, const DomainKey& key, const uint8_t* page, const Tag& tag) {
+  uint8_t wanted[sizeof(Tag)];
+  memcpy(wanted, &tag, sizeof wanted);
+  uint64_t kept = HashOf(slot).load(std::memory_order_relaxed);
+  if (kept != kNoPageHash && PageHash(key, page, wanted) == kept) return true;
+  if (!VerifyPage(key, page, wanted)) return false;
+  HashOf(slot).store(PageHash(key, page, wanted), std::memory_order_relaxed);
+  return true;
+}
+
 ResidentIndex::Found ResidentIndex::CopyFrame(uint32_t slot, uint32_t domain, const Tag& tag, uint8_t* page) {
   const Part& part = parts_[slot / kPartFrames];
   std::atomic_ref<uint32_t> owner(const_cast<uint32_t&>(part.file));
@@ -158,10 +179,9 @@ ResidentIndex::Found ResidentIndex::CopyFrame(uint32_t slot, uint32_t domain, co
     uint32_t first = std::atomic_ref<uint32_t>(const_cast<uint32_t&>(part.first)).load(std::memory_order_relaxed);
     uint64_t frame = first + slot % kPartFrames;
     found = Found::Wrong;
+    __builtin_prefetch(&hashes_[slot]);
     ssize_t got = pread(file.fd, page, kTagPage, static_cast<off_t>(frame * kTagPage));
-    uint8_t wanted[sizeof(Tag)];
-    memcpy(wanted, &tag, sizeof wanted);
-    if (got == static_cast<ssize_t>(kTagPage) && VerifyPage(*file.key, page, wanted)) found = Found::Right;
+    if (got == static_cast<ssize_t>(kTagPage) && IsRight(slot, *file.key, page, tag)) found = Found::Right;
   }
   word.fetch_sub(1, std::memory_order_release);
   return found;
@@ -209,7 +229,7 @@ ResidentStats ResidentIndex::Stats() {
           .hits = hits_.Get(),
           .misses = misses_.Get(),
           .stale = stale_.Get(),
-          .index_bytes = slots * ResidentTags::kEntryBytes + tags_.head_bytes()};
+          .index_bytes = slots * (ResidentTags::kEntryBytes + kPageHashBytes) + tags_.head_bytes()};
 }
 
 }  // namespace pagetide

@@ -31,6 +31,11 @@
 //    is closed, or is another file by now; and what it looks at belongs to the file that it has entered until it
 //    leaves.
 //
+// Comparing: beside a frame lies the hash that its page had when it was digested (page_hash.h), from whoever listed it,
+// or from the first copy that was found right. A copy with that hash is the page; any other copy is digested, and only
+// the digest says that a page is wrong. What lies there may be old, or half of a change: see page_hash.h for why a hash
+// that is not the one does no harm.
+//
 // A page that turns out to be another one is dropped from the index, by a lock that is tried but not waited for, after
 // the file has been left: Remove waits for readers while it holds that lock. Should the guest have put the page back
 // meanwhile, the entry is missed until the frame is set again: a miss, no more.
@@ -38,7 +43,8 @@
 // Threads: Copy from any thread at once, without waiting and without allocating; all else takes one mutex. Set takes it
 // for 512 frames at a time.
 //
-// Memory: see resident_tags.h; all tables are address space until they are used.
+// Memory: see resident_tags.h, and 8 bytes a frame for its hash: 32 at most; all tables are address space until they
+// are used.
 #pragma once
 
 #include <atomic>
@@ -73,7 +79,8 @@ class ResidentIndex {
   Result<uint32_t> Add(int fd, uint64_t frames, uint32_t domain, std::shared_ptr<DomainKey> key);
   // Lists `count` frames from `first` under these tags (16 bytes each), instead of what they were listed under. The
   // zero tag: not listed. Nothing to do for a file that was removed meanwhile, with its domain.
-  Error Set(uint32_t file, uint64_t first, uint64_t count, const uint8_t* tags);
+  // `hashes`: 8 bytes a frame, from TagFile together with these tags, kNoPageHash where there is none; or null.
+  Error Set(uint32_t file, uint64_t first, uint64_t count, const uint8_t* tags, const uint8_t* hashes = nullptr);
   // Waits for readers, each in one pread and one digest at most; closes the descriptor. Idempotent.
   void Remove(uint32_t file);
   // Every file of the domain; returns how many.
@@ -117,11 +124,15 @@ class ResidentIndex {
   };
 
   ResidentIndex() = default;
+  std::atomic_ref<uint64_t> HashOf(uint32_t slot) { return std::atomic_ref<uint64_t>(hashes_[slot]); }
+  // Whether the page is that of the tag. `slot` belongs to a file that the caller has entered, and whose key this is.
+  bool IsRight(uint32_t slot, const DomainKey& key, const uint8_t* page, const Tag& tag);
   Found CopyFrame(uint32_t slot, uint32_t domain, const Tag& tag, uint8_t* page);
   void DropStale(const uint32_t* slots, int count, const Tag& tag);
   void RemoveHeld(const Held& held);
 
   ResidentTags tags_;
+  Table<uint64_t> hashes_;  // of a slot, where one is known
   Table<File> files_;
   Table<Part> parts_;
   std::mutex mutex_;

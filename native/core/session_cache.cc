@@ -11,7 +11,7 @@
 namespace pagetide {
 
 namespace {
-// Frames installed between two looks at the length of the cache's file: one look is a tenth of an install.
+// Frames installed between two looks at the length of the cache's file: one look is a twentieth of an install.
 constexpr uint64_t kFramesALook = 16;
 }  // namespace
 
@@ -28,20 +28,24 @@ Installed FaultSession::InstallFromCache(uint64_t frame, uint64_t count, const u
   FrameState before[1];
   while (result.next < end && result.outcome == Outcome::Done) {
     uint64_t at = result.next;
+    // A copy: another thread may be writing the manifest.
+    Tag tag = Tag::Load(tags + at * sizeof(Tag));
+    // None of what a lookup goes by is likely to be near. It comes while the frame's state does, and then the file is
+    // looked at; in a run, while the frame before is installed.
+    if (at == frame) cache.Prefetch(tag);
+    if (at + 1 < end) cache.Prefetch(Tag::Load(tags + (at + 1) * sizeof(Tag)));
     if (!NeedsContent(table_->Get(at))) {
       result.skipped++;
       result.next = at + 1;
       continue;
     }
-    // A copy: another thread may be writing the manifest.
-    Tag tag = Tag::Load(tags + at * sizeof(Tag));
-    if (at + 1 < end) cache.Prefetch(Tag::Load(tags + (at + 1) * sizeof(Tag)));
     if (tag.IsZero()) {
       MarkZero(at, 1);
       result.skipped++;
       result.next = at + 1;
       continue;
     }
+    cache.PrefetchSlot(tag);
     if (frames_to_look-- == 0) {
       cache.CheckWhole();
       frames_to_look = kFramesALook - 1;

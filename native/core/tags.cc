@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "core/memory.h"
+#include "core/page_hash.h"
 
 namespace pagetide {
 
@@ -67,6 +68,24 @@ void TagTwo(const Sha256Engine& engine, Ends& ends_a, const uint8_t* a, uint8_t*
   engine.two(state_a, ends_a.last, state_b, ends_b.last, 1);
   Finish(state_a, tag_a);
   Finish(state_b, tag_b);
+}
+
+// The tag that is hashed is one that nobody else can write: `tags` may be shared.
+uint64_t TagAndHash(const DomainKey& key, const uint8_t* pages, uint64_t count, uint8_t* tags, uint8_t* hashes) {
+  constexpr uint64_t kSome = 64;
+  uint8_t own[kSome * kTagBytes];
+  uint64_t zero = 0;
+  for (uint64_t i = 0; i < count; i += kSome) {
+    uint64_t some = std::min(kSome, count - i);
+    zero += TagPages(key, pages + i * kTagPage, some, own);
+    memcpy(tags + i * kTagBytes, own, some * kTagBytes);
+    for (uint64_t j = 0; j < some; j++) {
+      bool is_zero = IsZero(own + j * kTagBytes, kTagBytes);
+      uint64_t hash = is_zero ? kNoPageHash : PageHash(key, pages + (i + j) * kTagPage, own + j * kTagBytes);
+      memcpy(hashes + (i + j) * kPageHashBytes, &hash, sizeof hash);
+    }
+  }
+  return zero;
 }
 
 Error Short(uint64_t offset, uint64_t length) {
@@ -130,7 +149,7 @@ bool VerifyPage(const DomainKey& key, const uint8_t* page, const uint8_t* tag, c
 }
 
 Result<uint64_t> TagFile(const DomainKey& key, int fd, uint64_t offset, uint64_t count, uint8_t* tags, uint8_t* scratch,
-                         size_t scratch_size) {
+                         size_t scratch_size, uint8_t* hashes) {
   if (count == 0 || count > kMaxTagFramesOfFile)
     return ArgumentError("1 to " + std::to_string(kMaxTagFramesOfFile) + " frames of a file can be tagged at once");
   if (offset % kTagPage != 0) return ArgumentError("offset is not page aligned", offset, count * kTagPage);
@@ -141,6 +160,8 @@ Result<uint64_t> TagFile(const DomainKey& key, int fd, uint64_t offset, uint64_t
   uint64_t end = offset + count * kTagPage, at = offset, zero = 0;
   auto holes = [&](uint64_t to) {
     memset(tags + (at - offset) / kTagPage * kTagBytes, 0, (to - at) / kTagPage * kTagBytes);
+    if (hashes != nullptr)
+      memset(hashes + (at - offset) / kTagPage * kPageHashBytes, 0, (to - at) / kTagPage * kPageHashBytes);
     zero += (to - at) / kTagPage;
     at = to;
   };
@@ -162,7 +183,12 @@ Result<uint64_t> TagFile(const DomainKey& key, int fd, uint64_t offset, uint64_t
       if (n == 0) return Short(at + got, length - got);
       got += static_cast<size_t>(n);
     }
-    zero += TagPages(key, scratch, length / kTagPage, tags + (at - offset) / kTagPage * kTagBytes);
+    uint64_t frame = (at - offset) / kTagPage;
+    if (hashes == nullptr) {
+      zero += TagPages(key, scratch, length / kTagPage, tags + frame * kTagBytes);
+    } else {
+      zero += TagAndHash(key, scratch, length / kTagPage, tags + frame * kTagBytes, hashes + frame * kPageHashBytes);
+    }
     at += length;
   }
   // What lies behind the end of a file looks like a hole. Looked at last: a file that has shrunk meanwhile shows too.

@@ -49,10 +49,11 @@ bool VerifyPage(const DomainKey& key, const uint8_t* page, const uint8_t* tag, c
 // Tags `count` frames (at most kMaxTagFramesOfFile) of the file from `offset`, a multiple of 4096, into `tags`. Returns
 // how many are zero. Holes are zero pages; long ones are not read. What is read is read with pread, which on shared
 // memory never creates a page; a mapping would, and a guest on userfaultfd would then read zeros without a fault.
-// `scratch` holds a page at least; more, up to 256 KiB, means fewer calls. Moves the file position, which nothing here
-// relies on. A file that ends inside the range is an error (EIO) with the range that lacks; `tags` are then worth
-// nothing. Allocates nothing unless it fails.
+// `hashes`, where given, gets the PageHash of each page (8 bytes each; page_hash.h), kNoPageHash for zero pages.
+// `scratch` holds a page at least, which nobody else writes; more, up to 256 KiB, means fewer calls. Moves the file
+// position, which nothing here relies on. A file that ends inside the range is an error (EIO) with the range that
+// lacks; `tags` are then worth nothing. Allocates nothing unless it fails.
 Result<uint64_t> TagFile(const DomainKey& key, int fd, uint64_t offset, uint64_t count, uint8_t* tags, uint8_t* scratch,
-                         size_t scratch_size);
+                         size_t scratch_size, uint8_t* hashes = nullptr);
 
 }  // namespace pagetide

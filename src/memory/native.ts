@@ -442,7 +442,8 @@ export interface Native {
   /**
    * Tags `count` frames (1 to 512) of 4096 bytes of the open file `fd` from byte `fileOffset`, a multiple of 4096; the first tag
    * becomes tag number `firstTag` of `tags`. Holes are zero pages and aren't read; the rest is read with `pread`, never through
-   * a mapping. `scratch` holds a page at least, 256 KiB at best. Returns how many are zero. Throws `PT_SYSCALL` (EIO), with the
+   * a mapping. `hashes`, 8 bytes a frame from the first on, gets the page hashes for `residentSet` (native/core/page_hash.h); those of
+   * zero pages are zero. `scratch`, which no other thread writes, holds a page at least, 256 KiB at best. Returns how many are zero. Throws `PT_SYSCALL` (EIO), with the
    * range, where the file ends inside it.
    */
   tagFile(
@@ -453,6 +454,7 @@ export interface Native {
     tags: Uint8Array,
     firstTag: number,
     scratch: Uint8Array,
+    hashes?: Uint8Array,
   ): number;
   /** Whether a page of 4096 bytes has this tag of 16. Allocates nothing. */
   verifyPage(key: number, page: Uint8Array, tag: Uint8Array): boolean;
@@ -493,7 +495,16 @@ export interface Native {
   destroyResident(id: number): void;
   /** Returns the file's number. */
   residentAdd(id: number, fd: number, frames: number, domain: number, key: number): number;
-  residentSet(id: number, file: number, first: number, count: number, tags: Uint8Array, firstTag: number): void;
+  /** `hashes`: 8 bytes a frame from `first` on, as `tagFile` gave them together with the tags. */
+  residentSet(
+    id: number,
+    file: number,
+    first: number,
+    count: number,
+    tags: Uint8Array,
+    firstTag: number,
+    hashes?: Uint8Array,
+  ): void;
   residentRemove(id: number, file: number): void;
   residentRemoveDomain(id: number, domain: number): number;
   residentLookups(id: number, domain: number): number;

@@ -30,7 +30,7 @@ import { Manifest } from './manifest.ts';
 import type { ResidentFile, ResidentIndex } from './resident.ts';
 import type { TagPool } from './tag-pool.ts';
 import { isZeroTag } from './tag-runs.ts';
-import { TAG_BYTES, TAG_PAGE, type DomainKey } from './tags.ts';
+import { HASH_BYTES, TAG_BYTES, TAG_PAGE, type DomainKey } from './tags.ts';
 
 /** Frames in one native call: a batch is the unit in which it reads. */
 const BATCH = 512;
@@ -346,11 +346,12 @@ export class GuestTags {
     const from = file.first + first;
     const { manifest } = this;
     const before = new Uint8Array(manifest.tags.subarray(from * TAG_BYTES, (from + count) * TAG_BYTES));
+    const hashes = file.listing && new Uint8Array(new SharedArrayBuffer(count * HASH_BYTES));
     this.#due.fill(0, from, from + count);
     try {
       if (this.#closed) throw new PagetideError('PT_CANCELLED', 'tagging was cancelled');
-      if (here) this.#tagHere(file, first, count);
-      else await this.#tagByWorkers(file, first, count);
+      if (here) this.#tagHere(file, first, count, hashes);
+      else await this.#tagByWorkers(file, first, count, hashes);
     } catch (error) {
       // some of them may have been written
       this.#due.fill(1, from, from + count);
@@ -360,7 +361,7 @@ export class GuestTags {
     }
     const after = manifest.tags.subarray(from * TAG_BYTES, (from + count) * TAG_BYTES);
     // also where no tag has changed: the index drops frames that it met while they were being written
-    file.listing?.set(first, count, after, 0);
+    file.listing?.set(first, count, after, 0, hashes);
     if (Buffer.compare(before, after) === 0) return;
     for (let i = 0; i < count; i++) {
       const at = i * TAG_BYTES;
@@ -370,17 +371,19 @@ export class GuestTags {
     manifest.touch(from, count);
   }
 
-  #tagHere(file: OpenFile, first: number, count: number): void {
+  #tagHere(file: OpenFile, first: number, count: number, hashes: Uint8Array | undefined): void {
     for (let at = first; at < first + count; at += BATCH) {
       const some = Math.min(BATCH, first + count - at);
       const { tags } = this.manifest;
-      native().tagFile(this.#key.id, file.fd, at * TAG_PAGE, some, tags, file.first + at, this.#scratch);
+      const ours = hashes?.subarray((at - first) * HASH_BYTES, (at - first + some) * HASH_BYTES);
+      native().tagFile(this.#key.id, file.fd, at * TAG_PAGE, some, tags, file.first + at, this.#scratch, ours);
     }
   }
 
-  async #tagByWorkers(file: OpenFile, first: number, count: number): Promise<void> {
+  async #tagByWorkers(file: OpenFile, first: number, count: number, hashes: Uint8Array | undefined): Promise<void> {
     const tags = this.manifest.tags.subarray(file.first * TAG_BYTES, (file.first + file.frames) * TAG_BYTES);
-    const tagging = this.#pool.tag({ key: this.#key, fd: file.fd, first, count, tags, signal: this.#abort.signal });
+    const range = { key: this.#key, fd: file.fd, first, count, tags, signal: this.#abort.signal };
+    const tagging = this.#pool.tag(hashes === undefined ? range : { ...range, hashes });
     this.#tagging = tagging.catch(() => undefined);
     await tagging;
   }

@@ -1,6 +1,6 @@
 /**
  * The resident index: pages of the guests that run on this host, by tag. A source of pages that costs no memory but the index,
- * 24 bytes a frame.
+ * 32 bytes a frame.
  *
  *   whoever tags a guest                        fault and fill workers of another guest of that domain
  *   ResidentIndex.open()
@@ -50,10 +50,11 @@ export class ResidentFile {
    * Lists frames [first, first + count) under the tags from number `firstTag` of `tags`, instead of what they were listed under;
    * the zero tag takes a frame out. Where the guest is itself arriving on userfaultfd, only frames that are known to be present
    * are of any use. Does nothing once the file was removed, by itself or with its domain.
+   * @param hashes of these frames, 8 bytes each, as tagging gave them together with the tags: then a copy need not be digested
    */
-  set(first: number, count: number, tags: Uint8Array, firstTag = first): void {
+  set(first: number, count: number, tags: Uint8Array, firstTag = first, hashes?: Uint8Array): void {
     if (this.#removed) return;
-    native().residentSet(this.#index, this.#file, first, count, tags, firstTag);
+    native().residentSet(this.#index, this.#file, first, count, tags, firstTag, hashes);
   }
 
   /** Takes the file out. Lookups that are reading from it end first, each after one page. Idempotent. */

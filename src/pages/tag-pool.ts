@@ -3,7 +3,7 @@ import type { Piscina } from 'piscina';
 import { batchWorkers } from '../batch-workers.ts';
 import { PagetideError, asPagetideError, errorFromJson } from '../errors.ts';
 import { TAG_BATCH_FRAMES, type TagResult, type TagTask } from './tag-task.ts';
-import { TAG_BYTES, TAG_PAGE, type DomainKey } from './tags.ts';
+import { HASH_BYTES, TAG_BYTES, TAG_PAGE, type DomainKey } from './tags.ts';
 
 /** Batches of all calls together that may wait: a call has at most one a thread, so this is never met in practice. */
 const MAX_WAITING = 4096;
@@ -20,6 +20,8 @@ export interface TagRange {
   count: number;
   /** Where tags go, over a SharedArrayBuffer: frame `f` gets bytes [16·f, 16·f + 16). */
   tags: Uint8Array;
+  /** Where page hashes go, for the resident index; over a SharedArrayBuffer: frame `first + i` gets bytes [8·i, 8·i + 8). */
+  hashes?: Uint8Array;
   /** Ends the call between two batches. */
   signal?: AbortSignal;
 }
@@ -46,7 +48,7 @@ export class TagPool {
    */
   async tag(range: TagRange): Promise<number> {
     check(range);
-    const { key, fd, fileOffset = 0, first, count, tags, signal } = range;
+    const { key, fd, fileOffset = 0, first, count, tags, hashes, signal } = range;
     const end = first + count;
     let next = first;
     let zero = 0;
@@ -62,7 +64,10 @@ export class TagPool {
         next += frames;
         const at = fileOffset + firstTag * TAG_PAGE;
         try {
-          const result = await this.#pool.run({ key: key.id, fd, fileOffset: at, count: frames, tags, firstTag });
+          const task: TagTask = { key: key.id, fd, fileOffset: at, count: frames, tags, firstTag };
+          if (hashes !== undefined)
+            task.hashes = hashes.subarray((firstTag - first) * HASH_BYTES, (firstTag - first + frames) * HASH_BYTES);
+          const result = await this.#pool.run(task);
           if ('error' in result) failure ??= errorFromJson(result.error);
           else zero += result.zero;
         } catch (error) {
@@ -83,7 +88,7 @@ export class TagPool {
   }
 }
 
-function check({ fd, fileOffset = 0, first, count, tags }: TagRange): void {
+function check({ fd, fileOffset = 0, first, count, tags, hashes }: TagRange): void {
   const bad = (what: string): PagetideError => new PagetideError('PT_BAD_ARGUMENT', `tagging a range: ${what}`);
   if (!Number.isInteger(fd) || fd < 0) throw bad(`no descriptor ${fd}`);
   if (!Number.isSafeInteger(fileOffset) || fileOffset < 0 || fileOffset % TAG_PAGE !== 0)
@@ -92,4 +97,7 @@ function check({ fd, fileOffset = 0, first, count, tags }: TagRange): void {
     throw bad(`no ${count} frames from ${first}`);
   if ((first + count) * TAG_BYTES > tags.length) throw bad(`no room for the tag of frame ${first + count - 1}`);
   if (!(tags.buffer instanceof SharedArrayBuffer)) throw bad('tags must lie in shared memory');
+  if (hashes === undefined) return;
+  if (count * HASH_BYTES > hashes.length) throw bad(`no room for ${count} page hashes`);
+  if (!(hashes.buffer instanceof SharedArrayBuffer)) throw bad('page hashes must lie in shared memory');
 }

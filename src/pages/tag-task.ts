@@ -18,6 +18,8 @@ export interface TagTask {
   tags: Uint8Array;
   /** Number of the first frame's tag in `tags`. */
   firstTag: number;
+  /** Over a SharedArrayBuffer: 8 bytes for each frame of the batch, for the resident index. */
+  hashes?: Uint8Array;
 }
 
 /** Errors travel as JSON: a thrown one would lose its code between threads. */
@@ -30,8 +32,8 @@ let scratch: Uint8Array | undefined;
 export function tagBatch(task: TagTask): TagResult {
   try {
     scratch ??= new Uint8Array(256 * 1024);
-    const { key, fd, fileOffset, count, tags, firstTag } = task;
-    return { zero: native().tagFile(key, fd, fileOffset, count, tags, firstTag, scratch) };
+    const { key, fd, fileOffset, count, tags, firstTag, hashes } = task;
+    return { zero: native().tagFile(key, fd, fileOffset, count, tags, firstTag, scratch, hashes) };
   } catch (error) {
     return { error: asPagetideError(error).toJSON() };
   }

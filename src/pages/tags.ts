@@ -12,6 +12,8 @@ import { native } from '../memory/native.ts';
 export const TAG_VERSION = 1;
 /** Bytes of a tag. */
 export const TAG_BYTES = 16;
+/** Of a page hash (native/core/page_hash.h): it tells the resident index that a page is still the one that was tagged. */
+export const HASH_BYTES = 8;
 /** Bytes of what a tag names. */
 export const TAG_PAGE = 4096;
 /** Bytes of a domain's secret. */

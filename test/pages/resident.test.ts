@@ -2,9 +2,10 @@
 import { closeSync, ftruncateSync, openSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { FrameState, Outcome, OUTCOME_FIELDS, OutcomeField } from '../../src/memory/native.ts';
+import { FrameState, native, Outcome, OUTCOME_FIELDS, OutcomeField } from '../../src/memory/native.ts';
 import { copyResident, ResidentIndex } from '../../src/pages/resident.ts';
-import { DomainKey, TAG_BYTES, TAG_PAGE } from '../../src/pages/tags.ts';
+import { TagPool } from '../../src/pages/tag-pool.ts';
+import { DomainKey, HASH_BYTES, TAG_BYTES, TAG_PAGE } from '../../src/pages/tags.ts';
 import { scratch } from '../guests/embedded-support.ts';
 import { KEYS, makeGuest, makePage, makeTag } from './support.ts';
 
@@ -39,6 +40,51 @@ function makeTags(domain: number): Uint8Array {
   }
   return tags;
 }
+
+void t.test(
+  'frames are listed with the page hashes that tagging gave, and one that was written is missed',
+  async (t) => {
+    const index = openIndex(t);
+    const key = openKey(t, 1);
+    const pool = new TagPool(1);
+    t.teardown(() => pool.close());
+    const fd = makeFile(t, [0, 1, 2, 4, 7]);
+    const tags = new Uint8Array(new SharedArrayBuffer(FRAMES * TAG_BYTES));
+    const all = new Uint8Array(FRAMES * HASH_BYTES);
+    native().tagFile(key.id, fd, 0, FRAMES, tags, 0, new Uint8Array(TAG_PAGE), all);
+    for (let frame = 0; frame < FRAMES; frame++) {
+      const hash = all.subarray(frame * HASH_BYTES, (frame + 1) * HASH_BYTES);
+      t.equal(
+        hash.some((byte) => byte !== 0),
+        [0, 1, 2, 4, 7].includes(frame),
+        `frame ${frame}`,
+      );
+    }
+    // by the pool: those of a range, from its beginning
+    const hashes = new Uint8Array(new SharedArrayBuffer(4 * HASH_BYTES));
+    await pool.tag({ key, fd, first: 1, count: 4, tags, hashes });
+    t.same(Buffer.from(hashes), Buffer.from(all.subarray(HASH_BYTES, 5 * HASH_BYTES)));
+    const bad = { code: 'PT_BAD_ARGUMENT' };
+    await t.rejects(pool.tag({ key, fd, first: 0, count: 5, tags, hashes }), bad);
+    await t.rejects(pool.tag({ key, fd, first: 0, count: 4, tags, hashes: new Uint8Array(32) }), bad);
+
+    const file = index.add({ domain: 1, key, fd, frames: FRAMES });
+    t.throws(() => file.set(0, FRAMES, tags, 0, hashes), { code: 'PT_INTERNAL' });
+    file.set(1, 4, tags, 1, hashes);
+    const lookups = index.lookups(1);
+    const page = new Uint8Array(TAG_PAGE);
+    for (const frame of [1, 2, 4]) {
+      t.ok(copyResident(lookups, tags, frame, page));
+      t.same(page, makePage(frame));
+    }
+    const written = makePage(2);
+    written[TAG_PAGE - 1]! ^= 1;
+    writeSync(fd, written, 0, TAG_PAGE, 2 * TAG_PAGE);
+    t.notOk(copyResident(lookups, tags, 2, page));
+    t.equal(index.stats().stale, 1);
+    t.ok(copyResident(lookups, tags, 1, page));
+  },
+);
 
 void t.test('pages of a sibling are installed; zero frames marked; the first absent page ends it', (t) => {
   const { session, read } = makeGuest(t, FRAMES);

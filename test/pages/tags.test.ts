@@ -104,6 +104,7 @@ void t.test('bad arguments are refused before memory is touched', (t) => {
   t.throws(() => native().tagFile(key.id, fd, 100, 1, tags, 0, scratch), bad);
   t.throws(() => native().tagFile(key.id, fd, 0, 2, tags, 1, scratch), bad);
   t.throws(() => native().tagFile(key.id, fd, 0, 1, tags, 0, scratch.subarray(1)), bad);
+  t.throws(() => native().tagFile(key.id, fd, 0, 2, tags, 0, scratch, new Uint8Array(15)), bad);
   t.ok(tags.every((byte) => byte === 7));
   t.throws(() => native().tagFile(key.id, fd, 0, 3, new Uint8Array(48), 0, scratch), {
     errno: 'EIO',
