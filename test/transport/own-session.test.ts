@@ -105,7 +105,13 @@ void t.test('a destination that ends, and a migration that is withdrawn, leave n
   first.close();
   await until(() => from.server.counters('m1')!.open === 0);
   const told = deferred<unknown>();
-  const second = await open(t, from, 'demand', { onClose: (error) => told.resolve(error) }, { credentials: hostB, direct: true });
+  const second = await open(
+    t,
+    from,
+    'demand',
+    { onClose: (error) => told.resolve(error) },
+    { credentials: hostB, direct: true },
+  );
   await until(() => from.server.counters('m1')!.open === 1);
   await from.server.withdraw('m1');
   await readUntil(second, () => false);
