@@ -40,3 +40,21 @@ export async function alternate<A, B>(options: AlternateOptions<A, B>): Promise<
   }
   return results;
 }
+
+/**
+ * The same with any number of arms, by name: each round runs all of them, in turn forwards and backwards. One round before
+ * them is thrown away.
+ */
+export async function alternateAll<T>(
+  rounds: number,
+  arms: Record<string, () => Promise<T>>,
+): Promise<Record<string, T>[]> {
+  const names = Object.keys(arms);
+  const results: Record<string, T>[] = [];
+  for (let round = -1; round < rounds; round++) {
+    const result: Record<string, T> = {};
+    for (const name of round % 2 === 0 ? names : [...names].reverse()) result[name] = await arms[name]!();
+    if (round >= 0) results.push(result);
+  }
+  return results;
+}

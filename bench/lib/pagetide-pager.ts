@@ -22,6 +22,7 @@ import { CACHE_PAGE, Insertion, PageCache, TAG_BYTES } from '../../src/pages/cac
 import { linkDuplicates } from '../../src/pages/duplicates.ts';
 import { ResidentIndex } from '../../src/pages/resident.ts';
 import { DOMAIN_KEY_BYTES, DomainKey, HASH_BYTES } from '../../src/pages/tags.ts';
+import { forgoDirect } from '../../src/transport/direct-io.ts';
 import { takeCertificates } from './certificates.ts';
 
 export type PagerSource =
@@ -38,6 +39,8 @@ export interface PagerArguments {
   source: PagerSource;
   /** Folder of a host's certificate, for a source that speaks TLS. */
   certificates?: string | undefined;
+  /** Its sockets are read and written by Node alone. */
+  indirect?: boolean | undefined;
 }
 
 const PAGE = 4096;
@@ -102,6 +105,7 @@ function pagesOf(source: PagerSource): PagesSpec {
 async function main(): Promise<void> {
   const options = JSON.parse(process.argv[2]!) as PagerArguments;
   takeCertificates(options.certificates);
+  if (options.indirect === true) forgoDirect();
   const pages = pagesOf(options.source);
   const pools = new WorkerPools(options.guests);
   const listener = new HandoverListener(options.socket);

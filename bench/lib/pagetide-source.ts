@@ -5,6 +5,7 @@
  *
  * stdout: {"event":"ready","url":…}. Ends with its stdin.
  */
+import { forgoDirect } from '../../src/transport/direct-io.ts';
 import { PageServer } from '../../src/transport/page-server.ts';
 import { BENCH_HOST, takeCertificates } from './certificates.ts';
 
@@ -15,11 +16,14 @@ export interface SourceArguments {
   token: string;
   /** Folder of a host's certificate: it speaks TLS. Undefined: plain HTTP. */
   certificates?: string | undefined;
+  /** Its sockets are read and written by Node alone. */
+  indirect?: boolean | undefined;
 }
 
 async function main(): Promise<void> {
-  const { memory, frames, migration, token, certificates } = JSON.parse(process.argv[2]!) as SourceArguments;
+  const { memory, frames, migration, token, certificates, indirect } = JSON.parse(process.argv[2]!) as SourceArguments;
   takeCertificates(certificates);
+  if (indirect === true) forgoDirect();
   const server = await PageServer.start({ host: '127.0.0.1', port: 0, controlSocket: '/nonexistent/control.sock' });
   const files = [{ path: memory, size: frames * 4096, offset: 0 }];
   await server.offer({ migration, token, pageSize: 4096, frames, files, destination: BENCH_HOST });

@@ -13,6 +13,8 @@ export interface PagetideOptions {
   cpus?: Cpus;
   /** Folder of a host's certificate: pager and page server talk mutual TLS. */
   certificates?: string | undefined;
+  /** Whose sockets are read and written by Node alone, without the direct way. */
+  indirect?: { pager: boolean; source: boolean } | undefined;
 }
 
 function node(scope: Scope, name: string, argument: unknown, cpus: Cpus) {
@@ -23,8 +25,8 @@ function node(scope: Scope, name: string, argument: unknown, cpus: Cpus) {
 /** A pager over `source`: connect the toucher to its socket. */
 export async function startPager(scope: Scope, source: PagerSource, options: PagetideOptions): Promise<Handler> {
   const socket = scope.path('uffd.sock');
-  const { spinUs, guests = 1, cpus, certificates } = options;
-  const argument: PagerArguments = { socket, guests, spinUs, source, certificates };
+  const { spinUs, guests = 1, cpus, certificates, indirect } = options;
+  const argument: PagerArguments = { socket, guests, spinUs, source, certificates, indirect: indirect?.pager };
   const program = node(scope, 'pagetide-pager', argument, cpus);
   await program.next('ready');
   return { program, socket };
@@ -39,8 +41,8 @@ export async function startMissPager(
   const migration = randomBytes(8).toString('hex');
   const token = randomBytes(24).toString('base64url');
   const { memory, frames } = slots;
-  const { certificates } = options;
-  const argument: SourceArguments = { memory, frames, migration, token, certificates };
+  const { certificates, indirect } = options;
+  const argument: SourceArguments = { memory, frames, migration, token, certificates, indirect: indirect?.source };
   const server = node(scope, 'pagetide-source', argument, options.serverCpus);
   const { url } = (await server.next('ready')) as ProgramEvent & { url: string };
   return startPager(scope, { kind: 'peer', url, migration, token, frames }, options);

@@ -41,6 +41,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitWriteTracking(env, exports);
   InitCache(env, exports);
   InitResident(env, exports);
+  InitTlsSession(env, exports);
   return exports;
 }
 

@@ -17,6 +17,7 @@ struct AddonState {
   Napi::FunctionReference session_class;
   Napi::FunctionReference watcher_class;
   Napi::FunctionReference tracker_class;
+  Napi::FunctionReference tls_class;
 };
 
 inline AddonState& State(Napi::Env env) {
@@ -44,5 +45,6 @@ void InitWatcher(Napi::Env env, Napi::Object exports);
 void InitWriteTracking(Napi::Env env, Napi::Object exports);
 void InitCache(Napi::Env env, Napi::Object exports);
 void InitResident(Napi::Env env, Napi::Object exports);
+void InitTlsSession(Napi::Env env, Napi::Object exports);
 
 }  // namespace pagetide

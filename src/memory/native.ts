@@ -332,6 +332,28 @@ export interface FdMessage {
   fds: number[];
 }
 
+/** What a {@link TlsSession} tells without a call: bytes to be taken, whether it is established, bytes at the network. */
+export const TlsSessionField = { Unsent: 0, Established: 1, Received: 2, Sent: 3 } as const;
+export const TLS_SESSION_FIELDS = 4;
+
+/**
+ * OpenSSL's TLS 1.3 over a socket that is read and written by native calls, between two that know the same 32 bytes. None
+ * of its calls throws or waits; -1 says that it failed, and then it is of no more use.
+ */
+export interface TlsSession {
+  /** Goes on with the handshake. 1: done; 0: not yet, more has to come; -1: failed. */
+  handshake(fd: number): number;
+  /** Bytes read into `into`, as many as there are and fit; 0: nothing now; -1: the connection has ended, or failed. */
+  recv(fd: number, into: Uint8Array): number;
+  /**
+   * Encrypts `length` bytes of `data`, and sends them; with a negative `fd` they are only encrypted. Established only.
+   * @returns encrypted bytes that the socket did not take: see {@link takeUnsent}; -1: failed
+   */
+  send(fd: number, data: Uint8Array, length: number): number;
+  /** The encrypted bytes that were not sent, to be sent before anything else. */
+  takeUnsent(): Buffer;
+}
+
 /** Watches a descriptor on this thread's event loop. */
 export interface FdWatcher {
   /** Stops watching. Does not close the descriptor. Idempotent. */
@@ -530,6 +552,8 @@ export interface Native {
   /** Another descriptor of the same socket, so that it can be watched beside its own handle. */
   duplicate(fd: number): number;
   close(fd: number): void;
+  /** @param key 32 bytes, which both ends know and nobody else; `status`: see {@link TlsSessionField} */
+  createTlsSession(server: boolean, key: Uint8Array, status: Float64Array): TlsSession;
   watch(fd: number, callback: () => void): FdWatcher;
 
   pidfdOpen(pid: number): number;

@@ -8,8 +8,8 @@
 import type { Socket } from 'node:net';
 import { PagetideError, asPagetideError } from '../errors.ts';
 import { openPageSocket, type PageAddress } from './page-connect.ts';
-import { DirectIo } from './direct-io.ts';
-import type { TappedSocket } from './read-tap.ts';
+import { DirectIo, mayBeDirect } from './direct-io.ts';
+import type { PageSocket } from './read-tap.ts';
 import { checkRuns, decodeBatch, encodeBatchRequest, type Batch, type Runs } from './wire-batch.ts';
 import { WireBytes } from './wire-bytes.ts';
 import { MapReader, type MapRuns } from './wire-map.ts';
@@ -73,7 +73,7 @@ const PONG_LIMIT = 64 << 10;
 
 /** Opens a page stream. @throws PagetideError as {@link openPageSocket} */
 export async function connectPages(options: ConnectOptions): Promise<PageConnection> {
-  return new PageConnection(await openPageSocket(options), options);
+  return new PageConnection(await openPageSocket(options, options.direct === true && mayBeDirect()), options);
 }
 
 export class PageConnection {
@@ -98,6 +98,8 @@ export class PageConnection {
   #nextStream = 1;
   readonly #request = Buffer.allocUnsafeSlow(HEADER_SIZE);
   #direct: DirectIo | undefined;
+  /** All that is sent goes through {@link #direct}: the socket's own stream carries encrypted bytes. */
+  readonly #own: boolean;
   #memory: Buffer | undefined;
   #quiet = 0;
   #closed = false;
@@ -106,12 +108,14 @@ export class PageConnection {
   #told = false;
 
   /** Takes over a socket that has been upgraded; see {@link connectPages}. */
-  constructor(tapped: TappedSocket, options: Omit<ConnectOptions, 'url' | 'migration' | 'token'>) {
+  constructor(tapped: PageSocket, options: Omit<ConnectOptions, 'url' | 'migration' | 'token'>) {
     const { socket } = tapped;
     this.channel = options.channel;
     this.connectMs = tapped.connectMs;
     this.#socket = socket;
     this.#bytes = new WireBytes(socket);
+    this.#own = tapped.own !== undefined;
+    if (tapped.own !== undefined) this.#readVia(tapped.own);
     this.#handlers = options.handlers;
     this.#pageSize = options.pageSize;
     this.#frames = options.frames;
@@ -136,8 +140,10 @@ export class PageConnection {
     // not before the caller has the connection: its handlers may use it
     else {
       process.nextTick(() => {
+        // what came with the handshake's end lies in memory: nothing makes the descriptor readable for it
+        if (this.#own) this.readDirect();
         tapped.divert((buffer, bytes) => this.#read(buffer, bytes));
-        if (options.direct === true && !this.#closed) this.#goDirect();
+        if (options.direct === true && !this.#own && !this.#closed) this.#goDirect();
       });
     }
   }
@@ -164,10 +170,20 @@ export class PageConnection {
   }
 
   #goDirect(): void {
-    this.#direct = DirectIo.of(this.#socket);
-    if (this.#direct === undefined) return;
+    const direct = DirectIo.of(this.#socket);
+    if (direct === undefined) return;
+    this.#readVia(direct);
+    direct.takeReading();
+  }
+
+  #readVia(direct: DirectIo): void {
+    this.#direct = direct;
     this.#memory = Buffer.allocUnsafeSlow(DIRECT_BYTES);
-    this.#direct.takeReading();
+  }
+
+  #write(frame: Uint8Array): void {
+    if (this.#own) this.#direct!.send(frame, frame.length);
+    else this.#socket.write(frame);
   }
 
   /** Page requests without an answer yet. */
@@ -243,7 +259,7 @@ export class PageConnection {
     const stream = this.#nextStream;
     this.#nextStream = (stream + 1) >>> 0;
     this.#batches.set(stream, { runs, total });
-    this.#socket.write(encodeBatchRequest(stream, runs, total));
+    this.#write(encodeBatchRequest(stream, runs, total));
     return stream;
   }
 
@@ -314,7 +330,7 @@ export class PageConnection {
         return;
       case FrameType.Ping:
         // a source that pings and doesn't read must not pile pongs up here
-        if (this.#socket.writableLength < PONG_LIMIT) this.#socket.write(encodeFrame(FrameType.Pong, 0, 0, argument));
+        if (this.#socket.writableLength < PONG_LIMIT) this.#write(encodeFrame(FrameType.Pong, 0, 0, argument));
         return;
       case FrameType.Pong:
         return;
@@ -363,8 +379,7 @@ export class PageConnection {
   #look(): void {
     if (++this.#quiet > QUIET_INTERVALS)
       this.#shut(new PagetideError('PT_PEER_UNREACHABLE', 'the source has gone silent'));
-    else if (this.#quiet > 1 && this.#socket.writableLength === 0)
-      this.#socket.write(encodeFrame(FrameType.Ping, 0, 0, 0));
+    else if (this.#quiet > 1 && this.#socket.writableLength === 0) this.#write(encodeFrame(FrameType.Ping, 0, 0, 0));
   }
 
   #shut(error: PagetideError | undefined): void {

@@ -15,7 +15,8 @@ import {
   isMigrationId,
   pagesPath,
 } from './upgrade.ts';
-import { TappedSocket } from './read-tap.ts';
+import { OWN_SESSION, OwnSession, SESSION_HEADER, handOver } from './own-session.ts';
+import { TappedSocket, type PageSocket } from './read-tap.ts';
 import type { Channel } from './wire.ts';
 
 /** Bytes of one read: a few pages, or a batch. */
@@ -59,21 +60,57 @@ export interface StreamRequest {
  * Resolves to the connection once the source has agreed.
  * @throws PagetideError the source's own (`PT_MIGRATION_UNKNOWN`, `PT_UNAUTHORIZED`, `PT_PROTOCOL`, …), or
  * `PT_PEER_UNREACHABLE`, `PT_BAD_ARGUMENT`, `PT_CANCELLED` (the signal)
+ * @param own to have a TLS session of the stream's own, where it is TLS and the source can, too
  */
-export async function openPageSocket(address: PageAddress): Promise<TappedSocket> {
+export async function openPageSocket(address: PageAddress, own = false): Promise<PageSocket> {
   const { url, migration, token, channel, pageSize, frames } = address;
   const { timeoutMs = 3_000, credentials = ownCredentials(), signal } = address;
   if (!isMigrationId(migration)) throw new PagetideError('PT_BAD_ARGUMENT', 'not a migration id');
-  return openStream({
+  const path = pagesPath(migration, channel);
+  const answer = { own: false };
+  const tapped = await openStream({
     url,
-    path: pagesPath(migration, channel),
-    headers: { authorization: `Bearer ${token}` },
+    path,
+    headers: { authorization: `Bearer ${token}`, ...(own ? { [SESSION_HEADER]: OWN_SESSION } : {}) },
     readBytes: READ_BYTES[channel],
     timeoutMs,
     credentials,
     signal,
-    fits: (headers) => headers[PAGE_SIZE_HEADER] === String(pageSize) && headers[FRAMES_HEADER] === String(frames),
+    fits: (headers) => {
+      answer.own = headers[SESSION_HEADER] === OWN_SESSION;
+      return headers[PAGE_SIZE_HEADER] === String(pageSize) && headers[FRAMES_HEADER] === String(frames);
+    },
   });
+  return own && answer.own ? ownSession(tapped, path, timeoutMs, signal) : tapped;
+}
+
+/** The connection, with the TLS session of its own that the source waits for. */
+async function ownSession(
+  tapped: TappedSocket,
+  path: string,
+  timeoutMs: number,
+  signal: AbortSignal | undefined,
+): Promise<PageSocket> {
+  const handed = handOver(tapped.socket, path);
+  if (handed === undefined) {
+    tapped.socket.destroy();
+    throw new PagetideError('PT_PEER_UNREACHABLE', 'the page stream broke before it began');
+  }
+  const own = OwnSession.begin(handed, false);
+  const abort = (): void => {
+    own.socket.destroy();
+  };
+  signal?.addEventListener('abort', abort, { once: true });
+  try {
+    if (signal?.aborted === true) abort();
+    await own.handshake(timeoutMs);
+  } catch (error) {
+    abort();
+    throw signal?.aborted === true ? cancelled() : error;
+  } finally {
+    signal?.removeEventListener('abort', abort);
+  }
+  return { socket: own.socket, connectMs: tapped.connectMs, own, divert: () => undefined };
 }
 
 /**

@@ -23,6 +23,7 @@ import {
   type Request,
   type SharedDomain,
 } from './server-messages.ts';
+import { OWN_SESSION, OwnSession, SESSION_HEADER, handOver } from './own-session.ts';
 import { StateStream } from './server-state.ts';
 import { NONCE_HEADER, PROOF_HEADER, proof } from './tag-proof.ts';
 import { secureListener } from './tls-listener.ts';
@@ -44,6 +45,8 @@ import {
 
 /** Connections that the port takes in all. */
 const MAX_CONNECTIONS = 1024;
+/** How long the answer to an upgrade may take to leave, milliseconds. */
+const ANSWER_MS = 5_000;
 
 export class PageServerThread {
   readonly #settings: PageServerSettings;
@@ -196,7 +199,10 @@ export class PageServerThread {
         return;
       }
       const wanted = parseUpgrade(request.url ?? '', request.headers);
-      this.#open(wanted, this.#authorize(wanted, socket), socket, head);
+      const offer = this.#authorize(wanted, socket);
+      if (wanted.channel !== 'demand' || request.headers[SESSION_HEADER] !== OWN_SESSION || head.length > 0)
+        this.#open(wanted, offer, socket, head);
+      else this.#openOwn(wanted, offer, socket, request.url!);
     } catch (thrown) {
       const refused = thrown instanceof UpgradeRefused ? thrown : new UpgradeRefused(asPagetideError(thrown));
       refuse(socket, refused);
@@ -243,8 +249,37 @@ export class PageServerThread {
     throw new UpgradeRefused(error);
   }
 
+  /** A demand channel whose destination asks for a TLS session of its own: see own-session.ts. */
+  #openOwn(wanted: UpgradeRequest, offer: LiveOffer, socket: Socket, path: string): void {
+    const handed = handOver(socket, path);
+    if (handed === undefined) {
+      this.#open(wanted, offer, socket, Buffer.alloc(0));
+      return;
+    }
+    // one that doesn't read its answer has no stream yet that would notice
+    const deadline = setTimeout(() => socket.destroy(), ANSWER_MS);
+    socket.once('close', () => clearTimeout(deadline));
+    const answer = switching({ ...about(offer), [SESSION_HEADER]: OWN_SESSION });
+    // when it is the kernel's: what follows goes past Node's session
+    socket.write(answer, (error) => {
+      clearTimeout(deadline);
+      // withdrawn meanwhile: nobody would close the stream
+      if (error instanceof Error || socket.destroyed || this.#offers.get(wanted.migration) !== offer) {
+        socket.destroy();
+        return;
+      }
+      try {
+        const own = OwnSession.begin(handed, true);
+        new DemandStream(offer, own.socket, this.#settings.livenessMs, own);
+      } catch {
+        // no descriptor left: the destination tries again
+        socket.destroy();
+      }
+    });
+  }
+
   #open({ channel }: UpgradeRequest, offer: LiveOffer, socket: Socket, head: Buffer): void {
-    socket.write(switching({ [PAGE_SIZE_HEADER]: offer.pageSize, [FRAMES_HEADER]: offer.frames }));
+    socket.write(switching(about(offer)));
     if (head.length > 0) socket.unshift(head);
     const { livenessMs } = this.#settings;
     switch (channel) {
@@ -259,6 +294,10 @@ export class PageServerThread {
         return;
     }
   }
+}
+
+function about({ pageSize, frames }: LiveOffer): Record<string, number> {
+  return { [PAGE_SIZE_HEADER]: pageSize, [FRAMES_HEADER]: frames };
 }
 
 function switching(headers: Record<string, string | number>): string {

@@ -8,11 +8,23 @@
  */
 import { connect as netConnect, isIP, type Socket } from 'node:net';
 import { connect as tlsConnect, type SecureContext } from 'node:tls';
+import type { OwnSession } from './own-session.ts';
+
+/** A connection whose upgrade is done. */
+export interface PageSocket {
+  readonly socket: Socket;
+  /** See {@link TappedSocket.connectMs}. */
+  readonly connectMs: number;
+  /** Where the stream has a TLS session of its own: what carries its bytes instead of `socket`. */
+  readonly own?: OwnSession | undefined;
+  /** See {@link TappedSocket.divert}. */
+  divert(sink: ByteSink): void;
+}
 
 /** Takes `length` bytes from the beginning of `buffer`, which is used again when it returns. */
 export type ByteSink = (buffer: Buffer, length: number) => void;
 
-export class TappedSocket {
+export class TappedSocket implements PageSocket {
   readonly socket: Socket;
   readonly #begun = performance.now();
   #connectMs = Infinity;

@@ -2,6 +2,7 @@
 import type { Socket } from 'node:net';
 import { asPagetideError } from '../errors.ts';
 import type { LiveOffer } from './live-offer.ts';
+import type { OwnSession } from './own-session.ts';
 import { isZero, readMemory } from './memory-file.ts';
 import { Counter } from './server-messages.ts';
 import { ServerStream } from './server-stream.ts';
@@ -21,8 +22,8 @@ export class DemandStream extends ServerStream<LiveOffer> {
   #first = 0;
   #waiting = 0;
 
-  constructor(offer: LiveOffer, socket: Socket, livenessMs: number) {
-    super(offer, 'demand', socket, livenessMs);
+  constructor(offer: LiveOffer, socket: Socket, livenessMs: number, own?: OwnSession) {
+    super(offer, 'demand', socket, livenessMs, own);
     this.#answer = Buffer.allocUnsafeSlow(HEADER_SIZE + offer.pageSize);
     this.goDirect();
   }
@@ -74,8 +75,7 @@ export class DemandStream extends ServerStream<LiveOffer> {
       length += size;
     }
     if (this.direct !== undefined) {
-      offer.counters[Counter.bytesOut]! += length;
-      this.direct.send(answer, length);
+      this.sendDirect(answer, length);
       return;
     }
     this.send(length === answer.length ? answer : answer.subarray(0, length));

@@ -2,6 +2,7 @@
 import type { Socket } from 'node:net';
 import { PagetideError, asPagetideError } from '../errors.ts';
 import { DirectIo } from './direct-io.ts';
+import type { OwnSession } from './own-session.ts';
 import { Counter } from './server-messages.ts';
 import type { OwnedStream, StreamOwner } from './stream-owner.ts';
 import { encodeError } from './wire-state.ts';
@@ -26,6 +27,8 @@ export abstract class ServerStream<Owner extends StreamOwner> implements OwnedSt
   readonly #decoder: FrameDecoder;
   readonly #liveness: NodeJS.Timeout;
   readonly #bytes: WireBytes;
+  /** Its TLS session where it has one of its own: then all bytes go through that. */
+  readonly #own: OwnSession | undefined;
   /** Under TLS what leaves is known only when it has; else it is counted as it is sent. */
   readonly #secure: boolean;
   #seenIn = 0;
@@ -34,7 +37,8 @@ export abstract class ServerStream<Owner extends StreamOwner> implements OwnedSt
   /** What had left the process at the last look; see {@link #look}. */
   #flushed = 0;
 
-  constructor(owner: Owner, kind: StreamKind, socket: Socket, livenessMs: number) {
+  /** @param own a TLS session of the stream's own, over `socket` */
+  constructor(owner: Owner, kind: StreamKind, socket: Socket, livenessMs: number, own?: OwnSession) {
     this.owner = owner;
     this.kind = kind;
     this.socket = socket;
@@ -47,14 +51,16 @@ export abstract class ServerStream<Owner extends StreamOwner> implements OwnedSt
       },
     );
     this.#bytes = new WireBytes(socket);
-    this.#secure = 'encrypted' in socket;
-    this.#seenOut = this.#bytes.sent;
+    this.#own = own;
+    this.#secure = own !== undefined || 'encrypted' in socket;
+    this.#seenOut = this.#sent;
     owner.count(Counter.bytesOut, this.#seenOut);
-    this.#seenIn = this.#bytes.received;
+    this.#seenIn = this.#received;
     owner.count(Counter.bytesIn, this.#seenIn);
     socket.setNoDelay(true);
     socket.setTimeout(0);
-    socket.on('data', (chunk: Buffer) => this.#read(chunk));
+    // with a session of its own the stream reads nothing
+    if (own === undefined) socket.on('data', (chunk: Buffer) => this.#read(chunk));
     socket.on('drain', () => this.drained());
     // the other host closes when it has everything, or to connect again: an end in its own right, not an error
     socket.on('error', () => socket.destroy());
@@ -89,10 +95,16 @@ export abstract class ServerStream<Owner extends StreamOwner> implements OwnedSt
 
   /** From now on reads and short writes go past the stream, where the socket allows that. */
   protected goDirect(): void {
+    const memory = Buffer.allocUnsafeSlow(DIRECT_BYTES);
+    const own = this.#own;
+    if (own !== undefined) {
+      this.direct = own;
+      own.watch(() => this.#readOwn(own, memory));
+      return;
+    }
     const direct = DirectIo.of(this.socket);
     if (direct === undefined) return;
     this.direct = direct;
-    const memory = Buffer.allocUnsafeSlow(DIRECT_BYTES);
     direct.takeReading();
     direct.watch(() => {
       const bytes = direct.recv(memory);
@@ -101,7 +113,35 @@ export abstract class ServerStream<Owner extends StreamOwner> implements OwnedSt
     });
   }
 
+  #readOwn(own: OwnSession, memory: Buffer): void {
+    // what OpenSSL has read already wakes nobody: until there is room left, there may be more
+    let bytes = memory.length;
+    while (bytes === memory.length && !this.socket.destroyed) {
+      bytes = own.recv(memory);
+      if (bytes < 0) this.socket.destroy();
+      else if (bytes > 0) {
+        this.#countReceived();
+        this.#countSent();
+        this.#feed(memory.subarray(0, bytes), 0);
+      }
+    }
+  }
+
+  /** Bytes at the network, without those of {@link DirectIo}. */
+  get #received(): number {
+    return this.#bytes.received + (this.#own?.received ?? 0);
+  }
+  get #sent(): number {
+    return this.#bytes.sent + (this.#own?.sent ?? 0);
+  }
+
   protected send(frame: Uint8Array, written?: () => void): void {
+    if (this.#own !== undefined) {
+      this.#own.send(frame, frame.length);
+      // behind what the socket did not take
+      if (written !== undefined) this.socket.write('', written);
+      return;
+    }
     if (this.#secure) {
       // How much it is below TLS is known when it has been given to the kernel: looked at when something comes, and at the end. A
       // callback for that alone would cost each page more than its encryption.
@@ -120,9 +160,16 @@ export abstract class ServerStream<Owner extends StreamOwner> implements OwnedSt
 
   #countSent(): void {
     if (!this.#secure) return;
-    const { sent } = this.#bytes;
+    const sent = this.#sent;
     this.owner.counters[Counter.bytesOut]! += sent - this.#seenOut;
     this.#seenOut = sent;
+  }
+
+  /** Sends what lies in memory that is used again, by {@link direct}, which is there. */
+  protected sendDirect(data: Uint8Array, length: number): void {
+    // under TLS as in `send`
+    if (!this.#secure) this.owner.counters[Counter.bytesOut]! += length;
+    this.direct!.send(data, length);
   }
 
   /** Sends a frame that isn't the channel's bulk. A channel that writes its frames in slices puts it between two. */
@@ -154,11 +201,15 @@ export abstract class ServerStream<Owner extends StreamOwner> implements OwnedSt
   }
 
   #read(chunk: Buffer): void {
-    const read = this.#bytes.received;
-    this.owner.counters[Counter.bytesIn]! += read - this.#seenIn;
-    this.#seenIn = read;
+    this.#countReceived();
     this.#countSent();
     this.#feed(chunk, 0);
+  }
+
+  #countReceived(): void {
+    const read = this.#received;
+    this.owner.counters[Counter.bytesIn]! += read - this.#seenIn;
+    this.#seenIn = read;
   }
 
   /** @param direct bytes that the stream's own counter lacks */
@@ -192,9 +243,7 @@ export abstract class ServerStream<Owner extends StreamOwner> implements OwnedSt
     this.#decoder.stop();
     clearInterval(this.#liveness);
     // a refused or cut connection may have been read without a 'data' event
-    const read = this.#bytes.received;
-    this.owner.count(Counter.bytesIn, read - this.#seenIn);
-    this.#seenIn = read;
+    this.#countReceived();
     this.owner.remove(this);
     this.gone();
   }
