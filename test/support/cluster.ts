@@ -53,11 +53,13 @@ export interface Cluster {
 export interface ClusterOptions {
   /** A command in front of each agent's, which it must become (exec): `ip netns exec NAME`. */
   prefix?: readonly string[];
+  /** Where the agents keep their state, e.g. `/dev/shm`; the folder for temporary files otherwise. */
+  folder?: string;
 }
 
 /** Makes a cluster that ends with the test. */
 export function cluster(t: { teardown(fn: () => Promise<void>): unknown }, options: ClusterOptions = {}): Cluster {
-  const root = mkdtempSync(join(tmpdir(), 'ptt-'));
+  const root = mkdtempSync(join(options.folder ?? tmpdir(), 'ptt-'));
   const shm = mkdtempSync('/dev/shm/ptt-');
   const agents: Agent[] = [];
   const made: Cluster = {
