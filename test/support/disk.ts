@@ -1,6 +1,7 @@
 /** Disks for QEMU guests: an image whose blocks are known (test/qemu-guest/disk.c), and a host file system that is slow. */
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
+import { closeSync, openSync } from 'node:fs';
 import { mkdtemp, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -37,6 +38,11 @@ export function diskWords(path: string, cache: CacheMode): string[] {
 export function cannotBeSlow(): string | false {
   const { stdout, status } = spawnSync('qemu-storage-daemon', ['--help'], { encoding: 'utf8' });
   if (status !== 0 || !stdout.includes('type=]fuse')) return 'qemu-storage-daemon with FUSE is not installed';
+  try {
+    closeSync(openSync('/dev/fuse', 'r+'));
+  } catch (error) {
+    return `no FUSE here: ${String(error)}`;
+  }
   return false;
 }
 
