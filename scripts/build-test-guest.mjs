@@ -1,23 +1,43 @@
 // Builds the guest that QEMU tests boot: Debian's cloud kernel, and an initramfs whose /init checks its own pages
 // (test/qemu-guest/init.c). Prints one line of JSON: {"kernel": PATH, "initramfs": PATH}. Where it all lands, and which
 // variables it heeds, is described in lib/guest-image.mjs.
+//
+//   node scripts/build-test-guest.mjs [--virtio]      with the kernel's modules for virtio devices
 import { readFileSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
-import { Archive, cache, kernel, main, place, staticProgram } from './lib/guest-image.mjs';
+import { Archive, cache, kernel, keyOf, main, modules, place, staticProgram } from './lib/guest-image.mjs';
 
 const folder = 'test/qemu-guest';
 
-function initramfs() {
-  const program = staticProgram('init', [`${folder}/init.c`, `${folder}/guest.c`], [`${folder}/guest.h`]);
-  return place(join(cache, `initramfs-${basename(program).slice('init-'.length)}.gz`), (scratch) => {
+/** Each needs those before it only. */
+const VIRTIO = [
+  'virtio',
+  'virtio_ring',
+  'virtio_pci_legacy_dev',
+  'virtio_pci_modern_dev',
+  'virtio_pci',
+  'virtio_blk',
+].map((name) => `${name}.ko`);
+
+function initramfs(names) {
+  const sources = ['init.c', 'guest.c', 'disk.c'].map((name) => `${folder}/${name}`);
+  const program = staticProgram('init', sources, [`${folder}/guest.h`, `${folder}/disk.h`]);
+  const from = names.length > 0 ? modules(names) : undefined;
+  const key = basename(program).slice('init-'.length);
+  const name = from === undefined ? key : keyOf(key, basename(from));
+  return place(join(cache, `initramfs-${name}.gz`), (scratch) => {
     const archive = new Archive();
     for (const name of ['dev', 'proc', 'sys']) archive.folder(name);
     archive.file('init', readFileSync(program), { mode: 0o755 });
+    names.forEach((name, at) => archive.file(`modules/${at}-${name}`, readFileSync(join(from, name))));
     const file = join(scratch, 'initramfs.gz');
     writeFileSync(file, gzipSync(archive.bytes()));
     return file;
   });
 }
 
-main('build-test-guest', () => ({ kernel: kernel(), initramfs: initramfs() }));
+main('build-test-guest', () => ({
+  kernel: kernel(),
+  initramfs: initramfs(process.argv.includes('--virtio') ? VIRTIO : []),
+}));

@@ -17,7 +17,7 @@ import {
   renameSync,
   rmSync,
 } from 'node:fs';
-import { dirname, join, resolve } from 'node:path';
+import { basename, dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 /** The checkout. */
@@ -104,6 +104,28 @@ export function kernel() {
     if (!name) throw new Failure(`${image} holds no kernel`);
     copyFileSync(join(boot, name), join(scratch, 'vmlinuz'));
     return join(scratch, 'vmlinuz');
+  });
+}
+
+/**
+ * Folder with modules of that kernel, which Debian's has no virtio without, each by its name: `virtio_blk.ko`.
+ * @param names in the order of loading
+ */
+export function modules(names) {
+  const release = /^vmlinuz-(.*-cloud-.*)$/.exec(basename(kernel()))?.[1];
+  if (!release)
+    throw new Failure('PAGETIDE_TEST_KERNEL: of a kernel of your own there are no modules, so no virtio devices');
+  return place(join(cache, `modules-${release}-${keyOf(...names)}`), (scratch) => {
+    const tree = unpack(`linux-image-${release}`, scratch);
+    const made = join(scratch, 'modules');
+    mkdirSync(made);
+    const found = readdirSync(tree, { recursive: true });
+    for (const name of names) {
+      const path = found.find((file) => basename(file) === name);
+      if (path === undefined) throw new Failure(`linux-image-${release} has no module ${name}`);
+      copyFileSync(join(tree, path), join(made, name));
+    }
+    return made;
   });
 }
 

@@ -61,6 +61,8 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
   #waiters: ((status: IncomingStatus) => void)[] = [];
   #figures: CompletionFigures | undefined;
   readonly #watched: IncomingWatch;
+  /** The VMM is taking the device state just now. */
+  #isLoading = false;
   #watch: NodeJS.Timeout | undefined;
   #again: NodeJS.Timeout | undefined;
 
@@ -308,7 +310,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
       vmm: (vmm) => {
         this.#vmm = vmm;
         this.details.vmm = vmm.record;
-        void vmm.exited.then(() => this.dispatch({ type: 'vmm-died' }));
+        void vmm.exited.then(() => this.#died());
         this.#unlessRefusing();
       },
       acquired: async (acquired) => {
@@ -326,6 +328,12 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     this.#watchSource(channel);
     this.#wants = wants;
     return { type: 'vmm-started' };
+  }
+
+  /** A VMM that refuses the device state exits: then the reason, which it gives in its log, is told first. */
+  async #died(): Promise<void> {
+    if (this.#isLoading) await this.vmmSettled();
+    this.dispatch({ type: 'vmm-died' });
   }
 
   /** Ends a start half-way that is not wanted any more; asked after everything that takes time. */
@@ -367,11 +375,16 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     }
     const state = await within(channel.whole, loadMs, "the source did not send the guest's state");
     this.details.switchBytes = { manifest: state.manifestBytes, state: state.device.length, wire: channel.bytes };
-    const loading = vmm.loadState(Readable.from([state.device]));
-    loading.catch(() => undefined);
-    // while the VMM is busy with that: nobody waits for figures
-    this.#countCopied(arrival, rest);
-    await loading;
+    this.#isLoading = true;
+    try {
+      const loading = vmm.loadState(Readable.from([state.device]));
+      loading.catch(() => undefined);
+      // while the VMM is busy with that: nobody waits for figures
+      this.#countCopied(arrival, rest);
+      await loading;
+    } finally {
+      this.#isLoading = false;
+    }
     return { type: 'loaded' };
   }
 
@@ -409,7 +422,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     if (record === undefined) throw new PagetideError('PT_INTERNAL', 'the journal lacks the VMM');
     if (this.#vmm === undefined) {
       this.#vmm = await this.#host.findVmm(guest, record);
-      void this.#vmm?.exited.then(() => this.dispatch({ type: 'vmm-died' }));
+      void this.#vmm?.exited.then(() => this.#died());
     }
     if (this.#vmm === undefined) return { type: 'vmm-died' };
     const vmm = this.#vmm;

@@ -5,7 +5,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { asPagetideError, PagetideError, type ErrorJson } from '../errors.ts';
-import type { Vmm } from '../guests/driver.ts';
+import type { Moment, Vmm } from '../guests/driver.ts';
 import type { PageCounters } from '../transport/page-server.ts';
 import type { MigrationHost } from './host.ts';
 import type { Plan } from './modes.ts';
@@ -75,6 +75,11 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   readonly #rounds: OutgoingRounds;
   /** The guest is being stopped for a scan, or let run on after it. */
   #draining: Promise<unknown> = Promise.resolve();
+  /**
+   * The guest stands still by this migration's doing, or may: after a restart, too, and where a VMM's answer is not known. Only such a guest
+   * is let run on. One that its operator has stopped is neither moved, as it would run there, nor resumed.
+   */
+  #stopped: boolean;
   #report: MigrationReport | undefined;
   #failure: ErrorJson | undefined;
   #unreachable = 0;
@@ -104,6 +109,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     this.#host = host;
     this.#vmm = vmm;
     this.#plan = plan;
+    this.#stopped = plan === undefined;
     this.details = details;
     const { migration, guest } = state;
     const inRounds = plan?.copying !== undefined;
@@ -362,7 +368,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       case 'pause':
         this.onVmm(
           async () => {
-            const { unixMicros } = await this.#need().pause();
+            const { unixMicros } = await this.#pause(this.#need());
             // `handing-over` carries it to the journal
             this.details.pausedAt = unixMicros;
             // what this host knows of the guest's heartbeat; not waited for, the guest stands still
@@ -382,7 +388,8 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       case 'resume':
         this.onVmm(
           async () => {
-            await this.#need().resume();
+            if (this.#stopped) await this.#need().resume();
+            this.#stopped = false;
             return { type: 'resumed' };
           },
           (error) => ({ type: 'resume-failed', error: asPagetideError(error).toJSON() }),
@@ -412,6 +419,23 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   #need(): Vmm {
     if (this.#vmm === undefined) throw new PagetideError('PT_VMM_GONE', 'the VMM of this guest is gone');
     return this.#vmm;
+  }
+
+  /** @throws PagetideError `PT_GUEST_STATE` where it doesn't run, and what {@link Vmm.pause} throws */
+  async #pause(vmm: Vmm): Promise<Moment> {
+    if (!this.#stopped) {
+      const state = await vmm.status();
+      if (state === 'paused')
+        throw new PagetideError(
+          'PT_GUEST_STATE',
+          `guest '${this.state.guest}' was stopped meanwhile: only a running guest is moved`,
+          {
+            hint: 'Let it run, and migrate it again.',
+          },
+        );
+    }
+    this.#stopped = true; // a pause that fails may have come to pass
+    return vmm.pause();
   }
 
   async #send(request: SourceRequest): Promise<void> {
@@ -515,7 +539,11 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   #drained(work: () => void): Promise<void> {
     const drained = this.inTurn(async () => {
       if (!this.#isPreparing()) throw givenUp();
+      // set back only where it is known that it runs on, or was left as it was
+      const before = this.#stopped;
+      this.#stopped = true;
       await this.#need().drained?.(work);
+      this.#stopped = before;
     });
     this.#draining = drained.catch(() => undefined);
     return drained;

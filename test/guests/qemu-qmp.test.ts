@@ -58,6 +58,15 @@ async function connected(t: Test, answer: Parameters<typeof fake>[1], options = 
   return client;
 }
 
+void t.test('a connection that had little time left to be made leaves its commands theirs', async (t) => {
+  const answer = (socket: Socket, { id }: Command): void =>
+    void setTimeout(() => reply(socket, { return: 'late', id }), 150);
+  const hasty = await connected(t, answer, { timeoutMs: 100 });
+  await t.rejects(hasty.execute('slow'), { code: 'PT_VMM_TIMEOUT' });
+  const patient = await connected(t, answer, { timeoutMs: 100, commandMs: 10_000 });
+  t.equal(await patient.execute('slow'), 'late');
+});
+
 void t.test('answers find their commands, in whatever order and pieces they come', async (t) => {
   const held: Command[] = [];
   const client = await connected(t, (socket, command) => {

@@ -1,4 +1,6 @@
 /** Modes that copy memory in rounds, from one real agent to another: what moves, how, and what happens when it doesn't. */
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync, statfsSync } from 'node:fs';
 import t, { type Test } from 'tap';
 import type { MigrationReport } from '../../src/migration/types.ts';
 import { cluster, type Cluster, type TestAgent } from '../support/cluster.ts';
@@ -129,6 +131,32 @@ void t.test('a guest that writes faster than pages move', limit, async (t) => {
   t.ok(waits.last.report!.ms.downtime! > 300);
   t.strictSame(await guestFaults(a, 'g1'), []);
   t.strictSame(await stillLeft(made), []);
+});
+
+void t.test('a destination that fills up half-way', limit, async (t) => {
+  const small = mkdtempSync('/tmp/ptt-small-');
+  t.teardown(() => rmSync(small, { recursive: true, force: true }));
+  if (spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=40M', 'tmpfs', small]).status !== 0) {
+    t.comment('a tmpfs can not be mounted here');
+    return;
+  }
+  t.teardown(() => spawnSync('umount', [small]));
+  const { made, a, b } = await pair(t, { memoryFolder: small });
+  for (const mode of ['hybrid', 'pre-copy'] as const) {
+    const id = await begin(a, b, 'g1', { mode, bandwidth: 2 << 20 });
+    await reaches(a.client, id, 'copying');
+    await until('pages have come', async () => (await a.client.showMigration(id)).progress.wireBytes > 1 << 18);
+    const { bavail, bsize } = statfsSync(small);
+    t.equal(spawnSync('fallocate', ['-l', `${bavail * bsize}`, `${small}/other`]).status, 0);
+    const { last } = await follow(a.client, id);
+    t.match(last, { progress: { phase: 'failed' }, error: { code: 'PT_NO_SPACE', hint: /./ } });
+    rmSync(`${small}/other`);
+    t.strictSame(await guestFaults(a, 'g1'), []);
+    t.strictSame(await stillLeft(made), []);
+    t.strictSame(await b.client.listGuests(), []);
+  }
+  t.equal((await migrate(a, b, 'g1', { mode: 'hybrid' })).last.report?.verified, true, 'with room it goes there');
+  await b.stop();
 });
 
 void t.test('an agent that dies while memory is copied', limit, async (t) => {

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "guest.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -11,6 +12,7 @@
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
@@ -37,6 +39,20 @@ void die(const char* what) {
   for (;;) pause();
 }
 
+/* In the order of their names: each needs those before it only. */
+static void load_modules(void) {
+  struct dirent** names;
+  int count = scandir("/modules", &names, NULL, alphasort);
+  for (int i = 0; i < count; i++) {
+    char path[300];
+    if (names[i]->d_name[0] == '.') continue;
+    snprintf(path, sizeof path, "/modules/%s", names[i]->d_name);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || syscall(SYS_finit_module, fd, "", 0)) die(path);
+    close(fd);
+  }
+}
+
 void start_machine(void) {
   mkdir("/proc", 0755);
   mkdir("/dev", 0755);
@@ -47,6 +63,7 @@ void start_machine(void) {
   int fd = open("/proc/cmdline", O_RDONLY);
   if (fd < 0 || read(fd, command_line, sizeof command_line - 1) < 0) die("/proc/cmdline");
   close(fd);
+  load_modules();
 }
 
 long option(const char* name, long otherwise, long low, long high) {

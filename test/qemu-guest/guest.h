@@ -49,7 +49,7 @@ void nap(long ms);
 /* Says on the console what failed, with errno, and powers the machine off. */
 _Noreturn void die(const char* what);
 
-/* Mounts /proc, /dev and /sys, and reads the kernel's command line. */
+/* Mounts /proc, /dev and /sys, reads the kernel's command line, and loads the kernel's modules in /modules. */
 void start_machine(void);
 /* The number after pagetide.NAME= on the command line, within bounds. */
 long option(const char* name, long otherwise, long low, long high);

@@ -15,6 +15,7 @@
  *   pagetide.set=50        percent of the pages that are rewritten
  *   pagetide.beat=50       milliseconds between heartbeats
  *   pagetide.seed=1        makes rewritten pages of one guest differ from another's
+ *   pagetide.disk=0        pages that a virtio disk writes (disk.c)
  *   pagetide.template=0    makes all pages, those from the start too, differ from those of guests with another number
  */
 #define _GNU_SOURCE
@@ -28,6 +29,7 @@
 #include <sys/mman.h>
 #include <sys/sysinfo.h>
 
+#include "disk.h"
 #include "guest.h"
 
 enum { PAGE = 4096, WORDS = PAGE / 8, MAX_WORKERS = 64, TICK_MS = 10 };
@@ -120,7 +122,7 @@ static void* work(void* argument) {
 }
 
 static uint64_t operations(void) {
-  uint64_t sum = 0;
+  uint64_t sum = disk_reads();
   for (int i = 0; i < workers; i++) sum += __atomic_load_n(&worker[i].operations, __ATOMIC_ACQUIRE);
   return sum;
 }
@@ -139,6 +141,7 @@ static void verify(struct verdict* verdict) {
     if (root != w->root || ops != w->operations) add_bad(verdict, pages + i);
     pthread_mutex_unlock(&w->lock);
   }
+  verify_disk(verdict);
 }
 
 int main(void) {
@@ -173,6 +176,7 @@ int main(void) {
     worker[page % workers].root += entry(page, 0);
   }
 
+  start_disk();
   checks.operations = operations;
   checks.verify = verify;
   checks.items = pages;

@@ -19,14 +19,14 @@ export const BOOT_MS = 60_000;
 
 /**
  * Options for a test that needs QEMU and the test guest: skipped, with a reason, where there is none; unless
- * PAGETIDE_REQUIRE_QEMU=1 forbids that, when the test fails instead.
+ * PAGETIDE_REQUIRE_QEMU=1 forbids that, when the test fails instead. @param virtio with the kernel's modules for virtio devices
  */
-export function needsQemu(): { skip: string | false; timeout: number } {
+export function needsQemu(virtio = false): { skip: string | false; timeout: number } {
   const timeout = 180_000;
   if (process.env['PAGETIDE_REQUIRE_QEMU'] === '1') return { skip: false, timeout };
   if (spawnSync('qemu-system-x86_64', ['--version']).status !== 0)
     return { skip: 'qemu-system-x86_64 is not installed', timeout };
-  const build = spawnSync(process.execPath, [buildScript()], { encoding: 'utf8' });
+  const build = spawnSync(process.execPath, buildScript(virtio), { encoding: 'utf8' });
   return { skip: build.status === 0 ? false : build.stderr.trim().split('\n')[0]!, timeout };
 }
 
@@ -37,18 +37,26 @@ export function checkout(): string {
   return folder;
 }
 
-function buildScript(): string {
-  return join(checkout(), 'scripts/build-test-guest.mjs');
+function buildScript(virtio: boolean): string[] {
+  return [join(checkout(), 'scripts/build-test-guest.mjs'), ...(virtio ? ['--virtio'] : [])];
 }
 
-let built: Promise<{ kernel: string; initramfs: string }> | undefined;
+interface Images {
+  kernel: string;
+  initramfs: string;
+}
+
+const built = new Map<boolean, Promise<Images>>();
 
 /** Paths of the test guest's kernel and initramfs; made first where they aren't there yet. */
-export function testGuest(): Promise<{ kernel: string; initramfs: string }> {
-  built ??= promisify(execFile)(process.execPath, [buildScript()]).then(
-    ({ stdout }) => JSON.parse(stdout) as { kernel: string; initramfs: string },
-  );
-  return built;
+export function testGuest(virtio = false): Promise<Images> {
+  let images = built.get(virtio);
+  if (images === undefined) {
+    const build = promisify(execFile)(process.execPath, buildScript(virtio));
+    images = build.then(({ stdout }) => JSON.parse(stdout) as Images);
+    built.set(virtio, images);
+  }
+  return images;
 }
 
 export interface GuestShape {
@@ -60,11 +68,13 @@ export interface GuestShape {
   /** More QEMU options. */
   more?: string[];
   machine?: string;
+  /** Its kernel knows virtio devices. */
+  virtio?: boolean;
 }
 
 /** Options for the driver's `run`. */
 export async function guestOptions(shape: GuestShape = {}): Promise<{ argv: string[]; checkSocket: string }> {
-  return machineArgv(await testGuest(), shape);
+  return machineArgv(await testGuest(shape.virtio), shape);
 }
 
 /** The same for any guest that checks itself. No default devices but what the tests add: they make the start slower. */

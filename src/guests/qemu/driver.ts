@@ -30,6 +30,7 @@ const PAGE_SIZE = 4096;
 /** From QEMU's start to its QMP greeting; it maps memory and opens disks before. Milliseconds. */
 const START_MS = 30_000;
 const START_POLL_MS = 10;
+const COMMAND_MS = 10_000;
 
 const runOptions = z.strictObject({
   /** QEMU and its options, see arguments.ts. */
@@ -102,7 +103,8 @@ async function connectToStarted(identity: ProcessIdentity, qmp: string, log: str
   for (;;) {
     const alive = isAlive(identity); // before trying: a last try after its end sees what it left
     try {
-      return await QmpClient.connect(qmp, { timeoutMs: Math.max(1, deadline - Date.now()) });
+      // the connection stays: what is left of the time to start must not be that of all its commands
+      return await QmpClient.connect(qmp, { timeoutMs: Math.max(1, deadline - Date.now()), commandMs: COMMAND_MS });
     } catch (cause) {
       if (!alive) throw new PagetideError('PT_VMM_FAILED', `QEMU did not start: ${await logTail(log)}`, { cause });
       const notYet = cause instanceof PagetideError && cause.code === 'PT_VMM_GONE';

@@ -37,8 +37,10 @@ export interface QmpEvent {
 }
 
 export interface QmpOptions {
-  /** For connecting, greeting and negotiation together, and for each command that names no other. Milliseconds. */
+  /** For connecting and the greeting. Milliseconds. */
   timeoutMs?: number;
+  /** For negotiation, and for each command and event that names no other; `timeoutMs` by default. Milliseconds. */
+  commandMs?: number;
   /** Longest line taken, characters; longer ones are a protocol error. `qom-list-types` is about 40,000. */
   maxLine?: number;
 }
@@ -62,6 +64,7 @@ export class QmpClient {
   readonly path: string;
   #socket: Socket;
   #timeoutMs: number;
+  #commandMs: number;
   #maxLine: number;
   #buffer = '';
   #searched = 0;
@@ -92,6 +95,7 @@ export class QmpClient {
   private constructor(path: string, options: QmpOptions) {
     this.path = path;
     this.#timeoutMs = options.timeoutMs ?? 10_000;
+    this.#commandMs = options.commandMs ?? this.#timeoutMs;
     this.#maxLine = options.maxLine ?? 4 << 20;
     this.#socket = connect(path);
     this.#socket.setEncoding('utf8');
@@ -124,7 +128,7 @@ export class QmpClient {
         return;
       }
       const id = this.#nextId++;
-      const timeoutMs = options.timeoutMs ?? this.#timeoutMs;
+      const timeoutMs = options.timeoutMs ?? this.#commandMs;
       const timer = setTimeout(() => {
         this.#pending.delete(id);
         reject(new PagetideError('PT_VMM_TIMEOUT', `QEMU did not answer \`${command}\` within ${timeoutMs} ms`));
@@ -146,7 +150,7 @@ export class QmpClient {
    */
   waitForEvent(name: string | readonly string[], options: { timeoutMs?: number } = {}): Promise<QmpEvent> {
     const names = typeof name === 'string' ? [name] : name;
-    const timeoutMs = options.timeoutMs ?? this.#timeoutMs;
+    const timeoutMs = options.timeoutMs ?? this.#commandMs;
     const found = new Promise<QmpEvent>((resolve, reject) => {
       if (this.#failure) {
         reject(this.#failure);
