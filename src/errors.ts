@@ -20,6 +20,17 @@ export const ERROR_CODES = {
     status: 409,
     hint: 'Raise --max-downtime or --bandwidth, choose --on-no-convergence post-copy or pause, or --mode hybrid.',
   },
+  // evacuations
+  PT_EVACUATING: { status: 409, hint: '`pagetide evacuate --follow` shows how far it is; Ctrl-C there stops it.' },
+  PT_EVACUATION_UNKNOWN: {
+    status: 404,
+    hint: 'Nothing is lost: begin one, it goes on with the guests that are still there. `pagetide migrations` shows the others.',
+  },
+  PT_EVACUATION_INCOMPLETE: {
+    status: 409,
+    hint: 'Mend the reasons, and repeat the command: it goes on with what is still there.',
+  },
+  PT_NO_TARGET: { status: 409, hint: 'Give more targets, or make room at those.' },
   // this host
   PT_UNSUPPORTED_HOST: { status: 501, hint: 'Run `pagetide doctor` on that host.' },
   PT_NO_PERMISSION: { status: 403, hint: '`pagetide doctor` says which right is missing and how to get it.' },

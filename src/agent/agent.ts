@@ -31,7 +31,9 @@ import { writeTracking } from './capabilities.ts';
 import { CacheService } from './cache-service.ts';
 import type { AgentConfig } from './config.ts';
 import { runDoctor } from './doctor.ts';
+import { Evacuations } from './evacuations.ts';
 import type { GuestWatches } from './guest-watches.ts';
+import { roomLeft } from './room.ts';
 import { statusOf, type Guest, type Guests } from './guests.ts';
 import type { Journal } from './journal.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
@@ -41,6 +43,8 @@ import type {
   AgentService,
   CacheInfo,
   Check,
+  EvacuateRequest,
+  EvacuationInfo,
   GuestInfo,
   GuestRequest,
   GuestState,
@@ -64,6 +68,7 @@ export class Agent implements AgentService {
   readonly #guests: Guests;
   readonly #cache: CacheService;
   readonly #snapshots: Snapshots;
+  readonly #evacuations: Evacuations;
   readonly #metrics: Metrics = createMetrics({ process: true });
   readonly #startedAt = performance.now();
   /** Migrations whose end has been counted. */
@@ -93,6 +98,16 @@ export class Agent implements AgentService {
     this.#snapshots = snapshots;
     this.#cache = new CacheService(host.shared, guests, cachePath(config));
     this.migrations = new Migrations(host, guests, journal, log);
+    this.#evacuations = new Evacuations({
+      ...{ host, guests, migrations: this.migrations, log },
+      migrate: (request) => this.migrate(request),
+      watch: (migration, signal) => this.watchMigration(migration, signal),
+      cancel: (guest) => this.cancel(guest),
+      limit: (migration, bandwidth) => {
+        const machine = this.migrations.all().findLast(({ state }) => state.migration === migration);
+        if (machine instanceof OutgoingMigration && !machine.ended) machine.limit(bandwidth);
+      },
+    });
     this.domains = new DomainService({
       store,
       url: host.url,
@@ -288,10 +303,42 @@ export class Agent implements AgentService {
     return machine.info();
   }
 
+  planEvacuation(request: EvacuateRequest): Promise<EvacuationInfo> {
+    return this.#evacuations.plan(request);
+  }
+
+  evacuate(request: EvacuateRequest): Promise<EvacuationInfo> {
+    return this.#evacuations.start(request);
+  }
+
+  showEvacuation(): EvacuationInfo {
+    return this.#evacuations.show();
+  }
+
+  watchEvacuation(signal: AbortSignal): AsyncIterable<EvacuationInfo> {
+    return this.#evacuations.watch(signal);
+  }
+
+  stopEvacuation(cancel: boolean): EvacuationInfo {
+    return this.#evacuations.stop(cancel);
+  }
+
+  /** Stops driving what is under way; the next agent takes the migrations up. */
+  async close(): Promise<void> {
+    this.#evacuations.close();
+    await this.migrations.close();
+  }
+
   // --- between agents
 
-  capabilities(): Capabilities {
-    return { protocol: PEER_PROTOCOL, userfaultfd: this.#host.userfaultfd() };
+  async capabilities(): Promise<Capabilities> {
+    const { pools } = this.#host;
+    const bytes = await roomLeft(this.#config.memoryFolder);
+    return {
+      protocol: PEER_PROTOCOL,
+      userfaultfd: this.#host.userfaultfd(),
+      room: { bytes, guests: Math.max(0, pools.size - pools.busy) },
+    };
   }
 
   async prepareIncoming(request: PrepareRequest, sender?: string): Promise<IncomingStatus> {
@@ -308,6 +355,10 @@ export class Agent implements AgentService {
 
   async copyIncoming(migration: string, epoch: number, round: number, sender?: string): Promise<IncomingStatus> {
     return this.migrations.copy(migration, epoch, round, sender);
+  }
+
+  limitIncoming(migration: string, epoch: number, bandwidth: number, sender?: string): Promise<IncomingStatus> {
+    return Promise.resolve(this.migrations.limit(migration, epoch, bandwidth, sender));
   }
 
   async takeOver(migration: string, epoch: number, sender?: string): Promise<IncomingStatus> {

@@ -116,6 +116,11 @@ export class GuestWatches {
     this.#arrived.set(vmm, { domain, manifest });
   }
 
+  /** What is known of a guest that is watched, as long as it is; undefined: nothing yet. */
+  manifestOf(vmm: Vmm): Manifest | undefined {
+    return this.#watched.get(vmm)?.watch?.manifest;
+  }
+
   /**
    * What is known of a guest that leaves, for whoever closes it: of that domain, and out of the resident index. Undefined where it is
    * not watched. Waits for the piece of 2 MiB that is being tagged, not for the VMM.

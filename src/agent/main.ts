@@ -119,7 +119,7 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
       trust?.name,
       log,
     );
-    undo.push(() => agent.migrations.close());
+    undo.push(() => agent.close());
     await agent.migrations.recover();
     agent.watchGuests(watches);
     void snapshots.recover();
@@ -195,6 +195,7 @@ function migrationHost(config: AgentConfig, parts: Parts): MigrationHost {
     tagPool,
     shared,
     watched: (vmm, domain) => watches.handOver(vmm, domain),
+    manifestOf: (vmm) => watches.manifestOf(vmm),
     arrived: (vmm, domain, manifest) => watches.arrived(vmm, domain, manifest),
     userfaultfd: () =>
       config.pager.userfaultfd === 'off' ? { ok: false, why: 'it is turned off: pager.userfaultfd' } : userfaultfd(),

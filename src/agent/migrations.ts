@@ -172,6 +172,15 @@ export class Migrations {
     return { ...machine.status(), ...(copied === undefined ? {} : { copied }) };
   }
 
+  /** @throws PagetideError `PT_MIGRATION_UNKNOWN`, `PT_UNAUTHORIZED` */
+  limit(migration: string, epoch: number, bandwidth: number, sender?: string): IncomingStatus {
+    const machine = this.#incoming(migration, epoch);
+    if (machine === undefined) throw new PagetideError('PT_MIGRATION_UNKNOWN', 'that migration is not under way here');
+    machine.checkSource(sender);
+    machine.limit(bandwidth);
+    return machine.status();
+  }
+
   /** @throws PagetideError `PT_UNAUTHORIZED` where another host has prepared it */
   ask(
     type: 'load' | 'take-over' | 'abort',

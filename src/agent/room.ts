@@ -10,6 +10,12 @@ async function availableMemory(): Promise<number> {
   return Number(match[1]) * 1024;
 }
 
+/** Bytes of guest memory that fit here: what the host's memory and the file system of the memory folder have left. */
+export async function roomLeft(memoryFolder: string, memory: () => Promise<number> = availableMemory): Promise<number> {
+  const [{ bavail, bsize }, available] = await Promise.all([statfs(memoryFolder), memory()]);
+  return Math.min(bavail * bsize, available);
+}
+
 /**
  * Refuses a guest of `bytes` that does not fit as a whole, before anything is started for it: a page that can't be
  * installed after the switch would stop it there.

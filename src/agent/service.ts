@@ -15,8 +15,11 @@ import type {
   Finding,
   Rest,
   IncomingStatus,
+  FrameClasses,
   MigrationInfo,
   MigrationProgress,
+  MigrationReport,
+  Mode,
   ModeWanted,
   OnNoConvergence,
   PrepareRequest,
@@ -78,6 +81,70 @@ export interface MigrateRequest {
   onNoConvergence?: OnNoConvergence;
   /** Let the guest check itself after completion, where it can. */
   verify: boolean;
+}
+
+/** All guests of a host are to go. */
+export interface EvacuateRequest {
+  /** URLs of the agents that may take them. */
+  to: string[];
+  /** Guests under way at once, at most. */
+  parallel: number;
+  mode: ModeWanted;
+  /** Of each guest, as of {@link MigrateRequest}. */
+  maxDowntimeMs?: number;
+  maxRounds?: number;
+  onNoConvergence?: OnNoConvergence;
+  /** Bytes of pages that all targets together fetch a second, at most. */
+  bandwidth?: number;
+  verify: boolean;
+}
+
+/**
+ * waiting → moving → moved
+ *      ╲       ╲──→ waiting (another target) | stays
+ *       ╰──→ stays
+ */
+export type EvacuatedState = 'waiting' | 'moving' | 'moved' | 'stays';
+
+export interface EvacuatedGuest {
+  guest: string;
+  state: EvacuatedState;
+  /** Bytes. */
+  memory: number;
+  /** URL of its target; absent: there is none. */
+  to?: string;
+  /** Bytes of pages that are expected to be fetched for it, before compression; absent: it was under way before. */
+  expectedBytes?: number;
+  /** Its last migration, once it has begun. */
+  migration?: string;
+  mode?: Mode;
+  progress?: MigrationProgress;
+  report?: MigrationReport;
+  /** Why it stays, or did not get to another target before. */
+  error?: ErrorJson;
+}
+
+/** Of the guests that have moved. */
+export interface EvacuationTotals {
+  moved: number;
+  stay: number;
+  frames: FrameClasses;
+  bytes: MigrationReport['bytes'];
+  /** Milliseconds; null: nobody has moved, or it is not known. */
+  longestDowntimeMs: number | null;
+}
+
+export interface EvacuationInfo {
+  /** `planned`: nothing is done. `stopping`: nobody begins any more. */
+  state: 'planned' | 'running' | 'stopping' | 'ended';
+  to: string[];
+  parallel: number;
+  /** Of all together, bytes a second. */
+  bandwidth?: number;
+  elapsedMs: number;
+  /** In the order in which they go; those that nobody takes last. */
+  guests: EvacuatedGuest[];
+  totals: EvacuationTotals;
 }
 
 /** What an agent has of pages by tag: counters since it started. */
@@ -182,8 +249,19 @@ export interface AgentService {
   /** Cancels the guest's migration; rejects with `PT_NOT_CANCELLABLE` once ownership has passed. */
   cancel(guest: string): Promise<MigrationInfo>;
 
+  /** What an evacuation would do now. @throws PagetideError as {@link evacuate} */
+  planEvacuation(request: EvacuateRequest): Promise<EvacuationInfo>;
+  /** Begins an evacuation; one at a time. @throws PagetideError `PT_EVACUATING`, `PT_BAD_ARGUMENT`, `PT_NO_TARGET`, why a target can't be asked */
+  evacuate(request: EvacuateRequest): Promise<EvacuationInfo>;
+  /** The one that is under way, or the last one. @throws PagetideError `PT_EVACUATION_UNKNOWN`, as the next two */
+  showEvacuation(): EvacuationInfo;
+  /** The same now and at every change, until it ends. */
+  watchEvacuation(signal: AbortSignal): AsyncIterable<EvacuationInfo>;
+  /** Nobody begins any more. `cancel`: guests under way are cancelled where that is possible still; otherwise they move on. */
+  stopEvacuation(cancel: boolean): EvacuationInfo;
+
   // between agents; each may be repeated
-  capabilities(): Capabilities;
+  capabilities(): Promise<Capabilities>;
   // `sender`: the name in the certificate of who asks, where it has one
   prepareIncoming(request: PrepareRequest, sender?: string): Promise<IncomingStatus>;
   incomingStatus(migration: string): Promise<IncomingStatus>;
@@ -191,6 +269,8 @@ export interface AgentService {
   loadIncoming(migration: string, epoch: number, rest: Rest, sender?: string): Promise<IncomingStatus>;
   /** Fetches what is lacking of the manifest of this round. */
   copyIncoming(migration: string, epoch: number, round: number, sender?: string): Promise<IncomingStatus>;
+  /** Bytes of pages a second from now on, at most; 0: the host's own limit alone. */
+  limitIncoming(migration: string, epoch: number, bandwidth: number, sender?: string): Promise<IncomingStatus>;
   takeOver(migration: string, epoch: number, sender?: string): Promise<IncomingStatus>;
   abortIncoming(migration: string, epoch: number, sender?: string): Promise<IncomingStatus>;
   completeOutgoing(migration: string, epoch: number, figures: CompletionFigures, sender?: string): Promise<void>;

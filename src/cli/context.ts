@@ -35,11 +35,11 @@ export class Context {
     this.print(this.json ? JSON.stringify(value) : human());
   }
 
-  /** A client of the agent that is meant. Doesn't connect yet. */
-  async client(): Promise<AgentClient> {
+  /** A client of the agent that is meant, `--agent` unless another one is given. Doesn't connect yet. */
+  async client(agent = this.agent): Promise<AgentClient> {
     // loaded only by commands that need it
     const { AgentClient } = await import('../agent/api/client.ts');
-    return new AgentClient(this.agent ?? defaultAgent());
+    return new AgentClient(agent ?? defaultAgent());
   }
 }
 

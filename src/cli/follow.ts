@@ -47,7 +47,21 @@ export async function followMigration(
   process.on('SIGTERM', onTerminate);
   try {
     view.update(started);
-    const last = ENDED.includes(started.progress.phase) ? started : await watch(client, started, view, detach.signal);
+    const last = ENDED.includes(started.progress.phase)
+      ? started
+      : await watch({
+          open: (signal) => client.watchMigration(started.id, signal),
+          take: (info) => {
+            view.update(info);
+            return ENDED.includes(info.progress.phase);
+          },
+          say: (line) => view.say(line),
+          signal: detach.signal,
+          stopped: () =>
+            new PagetideError('PT_CANCELLED', `stopped watching migration ${started.id}; it goes on`, {
+              hint: '`pagetide migrations` shows how far it is.',
+            }),
+        });
     return reportOf(last);
   } finally {
     process.off('SIGINT', onInterrupt);
@@ -58,34 +72,37 @@ export async function followMigration(
   }
 }
 
-/** The migration as it ended. */
-async function watch(
-  client: AgentClient,
-  started: MigrationInfo,
-  view: ProgressView,
-  signal: AbortSignal,
-): Promise<MigrationInfo> {
+/** What is watched to its end. */
+export interface Watched<T> {
+  /** Connects, anew each time. */
+  open: (signal: AbortSignal) => AsyncIterable<T>;
+  /** Gets each item; true: it is the last one. */
+  take: (item: T) => boolean;
+  say: (line: string) => void;
+  /** Ends the watching; nothing else. */
+  signal: AbortSignal;
+  /** What is thrown then. */
+  stopped: () => PagetideError;
+}
+
+/** The last item, over restarts of the agent. @throws PagetideError what the agent answers; `PT_PEER_UNREACHABLE` where it stays away */
+export async function watch<T>({ open, take, say, signal, stopped }: Watched<T>): Promise<T> {
   let retryMs = FIRST_RETRY_MS;
   let awaySince: number | undefined;
   for (;;) {
     try {
-      for await (const info of client.watchMigration(started.id, signal)) {
-        if (awaySince !== undefined) view.say('the agent is there again');
+      for await (const item of open(signal)) {
+        if (awaySince !== undefined) say('the agent is there again');
         awaySince = undefined;
         retryMs = FIRST_RETRY_MS;
-        view.update(info);
-        if (ENDED.includes(info.progress.phase)) return info;
+        if (take(item)) return item;
       }
     } catch (thrown) {
       if (!signal.aborted && !passing(thrown)) throw thrown;
     }
-    if (signal.aborted) {
-      throw new PagetideError('PT_CANCELLED', `stopped watching migration ${started.id}; it goes on`, {
-        hint: '`pagetide migrations` shows how far it is.',
-      });
-    }
+    if (signal.aborted) throw stopped();
     const now = performance.now();
-    if (awaySince === undefined) view.say('the connection to the agent is lost; trying again');
+    if (awaySince === undefined) say('the connection to the agent is lost; trying again');
     awaySince ??= now;
     if (now - awaySince > AWAY_MS) {
       throw new PagetideError('PT_PEER_UNREACHABLE', `the agent has been away for ${AWAY_MS / 1000} s`, {

@@ -8,6 +8,7 @@ import { addCancel } from './commands/cancel.ts';
 import { addCluster } from './commands/cluster.ts';
 import { addDoctor } from './commands/doctor.ts';
 import { addDomain } from './commands/domain.ts';
+import { addEvacuate } from './commands/evacuate.ts';
 import { addGuest } from './commands/guest.ts';
 import { addManifest } from './commands/manifest.ts';
 import { addMigrate } from './commands/migrate.ts';
@@ -38,6 +39,7 @@ export function buildProgram(rest?: readonly string[]): Command {
   addAgent(program, context);
   addGuest(program, context);
   addMigrate(program, context);
+  addEvacuate(program, context);
   addCancel(program, context);
   addMigrations(program, context);
   addDomain(program, context);

@@ -3,13 +3,21 @@
  * a tenth of a second's worth is saved up.
  */
 export class FillBudget {
-  readonly #bandwidth: number;
+  #bandwidth: number;
   #left = 0;
   #at = performance.now();
 
   /** @param bandwidth bytes a second; 0: no limit */
   constructor(bandwidth: number) {
     this.#bandwidth = bandwidth;
+  }
+
+  /** From now on another limit, as for the constructor. What was asked for beyond the old one is still waited for, at the new one. */
+  limit(bandwidth: number): void {
+    // what was asked for while there was no limit is not counted
+    if (this.#bandwidth === 0) this.#left = 0;
+    this.#bandwidth = bandwidth;
+    this.#at = performance.now();
   }
 
   /** Whether more may be asked for now. */
@@ -23,6 +31,7 @@ export class FillBudget {
 
   /** @param runs of frames, [start, count, …] */
   spend(runs: ArrayLike<number>, pageSize: number): void {
+    if (this.#bandwidth === 0) return;
     for (let i = 1; i < runs.length; i += 2) this.#left -= runs[i]! * pageSize;
   }
 }

@@ -163,6 +163,12 @@ export class FillService implements FillSide {
     this.wake?.();
   }
 
+  /** From now on: bytes of pages a second, on average; 0: as fast as it goes. */
+  limit(bandwidth: number): void {
+    this.budget.limit(bandwidth);
+    this.wake?.();
+  }
+
   /** An answer on the fill connection. */
   answer(asked: Uint32Array, batch: FilledBatch): void {
     this.inFlight.delete(asked);

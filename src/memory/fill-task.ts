@@ -25,6 +25,12 @@ export async function runFillTask(task: ServiceTask): Promise<ServiceEnd> {
   const { pages } = task;
   let local: LocalPages | undefined;
   let remote: RemoteFill | undefined;
+  let bandwidth = task.bandwidth;
+  let current: FillService | undefined;
+  port.onLimit = (limit) => {
+    bandwidth = limit;
+    current?.limit(limit);
+  };
   const fillOf = (into: FaultSession, round?: FillRound): FillService => {
     const fill = new FillService({
       session: into,
@@ -36,18 +42,20 @@ export async function runFillTask(task: ServiceTask): Promise<ServiceEnd> {
       remote: remote?.source,
       batchFrames: task.batchFrames,
       window: task.window,
-      bandwidth: task.bandwidth,
+      bandwidth,
       onTrouble: (frame, error) => port.tell({ event: 'trouble', frame, error: error.toJSON() }),
     });
     remote?.feed(fill);
     return fill;
   };
   const run = async (fill: FillService): Promise<ServiceEnd> => {
+    current = fill;
     port.onStop = port.onHalt = () => fill.stop();
     if (port.isStopped) fill.stop();
     try {
       return { end: await fill.run() };
     } finally {
+      current = undefined;
       port.onStop = port.onHalt = undefined;
       remote?.feed(undefined);
     }

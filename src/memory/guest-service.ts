@@ -132,6 +132,11 @@ export class GuestService extends EventEmitter<GuestServiceEvents> {
     if (this.underWay !== undefined) this.fillWorker.port.postMessage({ do: 'halt' } satisfies ToWorker);
   }
 
+  /** From now on the fill asks for so many bytes of pages a second, at most; 0: no limit. */
+  limit(bandwidth: number): void {
+    this.fillWorker.port.postMessage({ do: 'limit', bandwidth } satisfies ToWorker);
+  }
+
   private endRound(): typeof this.underWay {
     const round = this.underWay;
     this.underWay = undefined;

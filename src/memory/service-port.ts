@@ -3,12 +3,14 @@ import type { MessagePort } from 'node:worker_threads';
 import type { FromWorker, ToWorker } from './worker-messages.ts';
 
 /** What a worker is told to do next; `stop` from then on. */
-export type Command = Exclude<ToWorker, { do: 'halt' }>;
+export type Command = Exclude<ToWorker, { do: 'halt' | 'limit' }>;
 
 export class ServicePort {
   onStop: (() => void) | undefined;
   /** A round is to end. */
   onHalt: (() => void) | undefined;
+  /** Bytes of pages a second, at most, from now on. */
+  onLimit: ((bandwidth: number) => void) | undefined;
   private readonly port: MessagePort;
   private stopped = false;
   private readonly toldToStop: Promise<false>;
@@ -20,6 +22,11 @@ export class ServicePort {
     let stop: (stopped: false) => void;
     this.toldToStop = new Promise((resolve) => (stop = resolve));
     port.on('message', (message: ToWorker) => {
+      if (message.do === 'limit') {
+        // whatever it does just now
+        this.onLimit?.(message.bandwidth);
+        return;
+      }
       if (message.do === 'halt') {
         // a round that waits for its turn must not begin any more
         const waits = this.commands.findIndex((command) => command.do === 'round');

@@ -51,8 +51,14 @@ export interface ServiceTask {
 /**
  * From the main thread. `start`: serve (or fill) from now on; until then the worker only connects. `round`, to the fill worker
  * before that, one after the other: copy what the files lack, see fill-service.ts. `halt`: end the round that is under way, if one is.
+ * `limit`, to the fill worker at any time: bytes of pages a second, at most, from now on; 0: no limit.
  */
-export type ToWorker = { do: 'start' } | { do: 'stop' } | { do: 'round'; kind: FillRound } | { do: 'halt' };
+export type ToWorker =
+  | { do: 'start' }
+  | { do: 'stop' }
+  | { do: 'round'; kind: FillRound }
+  | { do: 'halt' }
+  | { do: 'limit'; bandwidth: number };
 
 /** To the main thread. */
 export type FromWorker =

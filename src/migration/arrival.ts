@@ -79,6 +79,8 @@ export class Arrival {
   readonly #tablePath: string;
   readonly #names: ArrivingNames;
   readonly #arrived: MigrationHost['arrived'];
+  /** The host's own limit, bytes of pages a second; 0: none. */
+  readonly #mostBandwidth: number;
   /** The memory needs no userfaultfd any more. */
   #isWhole = false;
 
@@ -101,6 +103,7 @@ export class Arrival {
     this.#tablePath = tablePath;
     this.#names = names;
     this.#arrived = (...all) => host.arrived(...all);
+    this.#mostBandwidth = host.settings.fill.bandwidth;
   }
 
   /**
@@ -145,6 +148,11 @@ export class Arrival {
   /** Of the manifest as it is now, hex. */
   get digest(): string {
     return this.#names.manifest.digest().toString('hex');
+  }
+
+  /** Bytes of pages a second from now on, at most; 0: the host's own limit alone. */
+  limit(bandwidth: number): void {
+    this.service.limit(least(this.#mostBandwidth, bandwidth));
   }
 
   /** Resolves when the source answers on both page connections. */

@@ -35,6 +35,8 @@ export interface MigrationHost {
    * Undefined: it wasn't.
    */
   watched(vmm: Vmm, domain: Domain): Promise<GuestTags | undefined>;
+  /** What is known of the memory of a guest that is watched now; for estimates, it goes on changing. */
+  manifestOf(vmm: Vmm): Manifest | undefined;
   /** A guest has all of its memory. What that was when it began to run here; to be copied, it is gone afterwards. */
   arrived(vmm: Vmm, domain: number, manifest: Manifest): void;
   /** Whether guests may arrive here before all of their pages do; `why` not. Asked anew each time. */

@@ -121,6 +121,13 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     throw new PagetideError('PT_PROTOCOL', `no round can be copied: the migration is ${answerState(at)}`);
   }
 
+  /** Bytes of pages a second from now on, at most; 0: the host's own limit alone. With the next record it is durable. */
+  limit(bandwidth: number): void {
+    const { request } = this.details;
+    if (request !== undefined) this.details.request = { ...request, bandwidth };
+    this.#arrival?.limit(bandwidth);
+  }
+
   /** The source asks; resolves with the machine's answer, when it has decided. */
   ask(event: DestinationEvent): Promise<IncomingStatus> {
     return new Promise((resolve) => {

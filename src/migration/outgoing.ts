@@ -96,6 +96,13 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
   #remote: IncomingStatus | undefined;
   #poll: NodeJS.Timeout | undefined;
   #acknowledged: (() => void)[] = [];
+  /**
+   * Bytes of pages a second, at most: what is wanted (undefined: taken up after a restart, and nobody said), and what the destination was
+   * told, as far as this agent knows.
+   */
+  #bandwidth: number | undefined;
+  #toldBandwidth: number | undefined;
+  #isTelling = false;
   #cancels: { resolve: () => void; reject: (error: PagetideError) => void }[] = [];
 
   private constructor(
@@ -110,6 +117,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     this.#vmm = vmm;
     this.#plan = plan;
     this.#stopped = plan === undefined;
+    this.#bandwidth = plan?.bandwidth;
     this.details = details;
     const { migration, guest } = state;
     const inRounds = plan?.copying !== undefined;
@@ -218,6 +226,37 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       // turned down: rejected by now
       this.#settleCancels(undefined);
     });
+  }
+
+  /** Bytes of pages that the destination fetches a second from now on, at most; 0: its own limit alone. It is told as soon as it can be. */
+  limit(bandwidth: number): void {
+    this.#bandwidth = bandwidth;
+    void this.#tellLimit();
+  }
+
+  /**
+   * The destination is told with its preparation, and what has become another one since, once that was answered. One at a time, so that
+   * the last one that it hears is the last one. Nothing depends on it but how fast it goes: where it does not get there, it is tried again
+   * at the next answer.
+   */
+  async #tellLimit(): Promise<void> {
+    const { migration, epoch } = this.state;
+    // it has answered, and its preparation said what was wanted then
+    if (this.#isTelling || this.#remote === undefined) return;
+    this.#isTelling = true;
+    try {
+      while (!this.closed && !this.ended) {
+        const bandwidth: number | undefined = this.#bandwidth;
+        if (bandwidth === undefined || bandwidth === this.#toldBandwidth) return;
+        await this.#peer.client.limit(migration, epoch, bandwidth);
+        this.#toldBandwidth = bandwidth;
+      }
+    } catch (thrown) {
+      const { code, message } = asPagetideError(thrown);
+      this.#host.log.debug({ migration, code }, `the destination was not told its bandwidth: ${message}`);
+    } finally {
+      this.#isTelling = false;
+    }
   }
 
   /** Whether the destination said that it lost the guest: what is kept here is kept until {@link discard}. */
@@ -446,6 +485,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
         case 'prepare':
           await this.vmmSettled(); // the pages are offered by then
           await this.#peer.meet();
+          this.#toldBandwidth ??= this.#bandwidth ?? 0;
           status = await this.#peer.client.prepare({
             ...(await this.#names()),
             protocol: PEER_PROTOCOL,
@@ -458,7 +498,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
             verify: this.details.verify,
             copies: this.#plan?.copying !== undefined,
             serves: this.#plan?.serves ?? true,
-            bandwidth: this.#plan?.bandwidth ?? 0,
+            bandwidth: this.#toldBandwidth,
           });
           break;
         case 'load':
@@ -495,6 +535,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
 
   #learn(status: IncomingStatus): void {
     this.#remote = status;
+    void this.#tellLimit();
     if (status.figures !== undefined) this.#figures ??= status.figures;
     const { migration, epoch, state, error } = status;
     const { at } = this.state;

@@ -21,6 +21,8 @@ export interface Capabilities {
   protocol: number;
   /** Whether a guest may run there before all of its pages are there; `why` not. */
   userfaultfd: { ok: boolean; why?: string };
+  /** What guests may still take: bytes of memory in all, and how many may be arriving at once. Absent: it doesn't know. */
+  room?: { bytes: number; guests: number };
 }
 
 /**

@@ -17,6 +17,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { asPagetideError, PagetideError } from '../errors.ts';
 import { isAlive } from '../guests/process.ts';
 import type { WriteTracking } from '../guests/tracking.ts';
+import type { Manifest } from './manifest.ts';
 import { GuestTags, type GuestTagsOptions, type Pace } from './guest-tags.ts';
 
 export interface WatchSettings {
@@ -85,6 +86,11 @@ export class GuestWatch {
     const first = new Promise<void>((resolve) => this.#waiters.push(resolve));
     this.ended = this.#run();
     this.tagged = Promise.race([first, this.ended]).then(() => this.#passes > 0);
+  }
+
+  /** What its memory was when it was last looked at; undefined until every frame was tagged once. Goes on changing. */
+  get manifest(): Manifest | undefined {
+    return this.#passes > 0 && !this.#stopped ? this.#tags.manifest : undefined;
   }
 
   get stats(): WatchStats {

@@ -176,6 +176,11 @@ export class PeerClient {
     return this.#incoming(migration, 'copy', { epoch, round }, this.#workMs, options);
   }
 
+  /** The destination is to fetch so many bytes of pages a second from now on, at most; 0: its own limit alone. */
+  async limit(migration: string, epoch: number, bandwidth: number, options?: CallOptions): Promise<IncomingStatus> {
+    return this.#incoming(migration, 'limit', { epoch, bandwidth }, this.#answerMs, options);
+  }
+
   /** The guest is the destination's from now on; resolves when it runs there. */
   takeOver(migration: string, epoch: number, options?: CallOptions): Promise<IncomingStatus> {
     return this.#incoming(migration, 'take-over', { epoch }, this.#workMs, options);
@@ -323,11 +328,20 @@ function findings(json: unknown, count: number): Finding[] {
 }
 
 function capabilities(json: unknown, origin: string): Capabilities {
-  const { protocol, userfaultfd } = (typeof json === 'object' && json !== null ? json : {}) as Partial<Capabilities>;
+  const { protocol, userfaultfd, room } = (
+    typeof json === 'object' && json !== null ? json : {}
+  ) as Partial<Capabilities>;
   if (!Number.isInteger(protocol) || typeof userfaultfd?.ok !== 'boolean')
     throw new PagetideError('PT_PEER_FAILED', `${origin} did not say what it can do`);
   const why = typeof userfaultfd.why === 'string' ? { why: userfaultfd.why } : {};
-  return { protocol: protocol!, userfaultfd: { ok: userfaultfd.ok, ...why } };
+  // of older agents, which don't tell
+  const { bytes, guests } = { ...room };
+  const left = isCount(bytes) && isCount(guests) ? { room: { bytes, guests } } : {};
+  return { protocol: protocol!, userfaultfd: { ok: userfaultfd.ok, ...why }, ...left };
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) >= 0;
 }
 
 function grants(domain: string): string {

@@ -11,6 +11,8 @@ import {
   domainInfo,
   domainOffer,
   domainRemoval,
+  evacuateRequest,
+  evacuationInfo,
   figures,
   guestInfo,
   ID,
@@ -19,6 +21,7 @@ import {
   migrationInfo,
   prepareRequest,
 } from './fake-service.ts';
+import { AgentClient } from '../../src/agent/api/client.ts';
 import { startApi, type Sending } from './api-harness.ts';
 
 interface Case {
@@ -174,10 +177,29 @@ const CASES: Case[] = [
     answer: { migration: ID, epoch: 7, state: 'loaded' },
   })),
   {
+    path: '/v1/evacuation',
+    sending: { body: { to: ['http://127.0.0.1:7412'] } },
+    status: 202,
+    call: ['evacuate', { to: ['http://127.0.0.1:7412'], parallel: 2, mode: 'auto', verify: true }],
+    answer: evacuationInfo('running'),
+  },
+  {
+    path: '/v1/evacuation/plan',
+    sending: { body: evacuateRequest() },
+    call: ['planEvacuation', evacuateRequest()],
+    answer: evacuationInfo('planned'),
+  },
+  {
     path: `/v1/incoming/${ID}/copy`,
     sending: { body: { epoch: 7, round: 2 } },
     call: ['copyIncoming', ID, 7, 2],
     answer: { migration: ID, epoch: 7, state: 'prepared' },
+  },
+  {
+    path: `/v1/incoming/${ID}/limit`,
+    sending: { body: { epoch: 7, bandwidth: 65536 } },
+    call: ['limitIncoming', ID, 7, 65536],
+    answer: { migration: ID, epoch: 7, state: 'owner' },
   },
   {
     path: `/v1/outgoing/${ID}/complete`,
@@ -239,4 +261,29 @@ void t.test('an answer that breaks its own description says where', async (t) =>
   const got = await api.send('/v1/migrations');
   t.equal(got.status, 500);
   t.match(got.json, { code: 'PT_INTERNAL', message: /GET \/v1\/migrations.*0\.progress\.framesPresent/ });
+});
+
+void t.test('an evacuation: there is one, or none', async (t) => {
+  const api = await startApi(t);
+  const client = new AgentClient(`unix:${api.socket}`);
+  for (const ask of [() => client.showEvacuation(), () => client.stopEvacuation(true)])
+    await t.rejects(ask(), { code: 'PT_EVACUATION_UNKNOWN' });
+  await t.rejects(
+    async () => {
+      for await (const info of client.watchEvacuation()) t.fail(info.state);
+    },
+    { code: 'PT_EVACUATION_UNKNOWN' },
+  );
+  api.service.evacuation = evacuationInfo('running');
+  t.same(await client.showEvacuation(), evacuationInfo('running'));
+  t.same(await client.stopEvacuation(false), evacuationInfo('running'));
+  t.same(api.service.calls.at(-1), ['stopEvacuation', false]);
+  const states: string[] = [];
+  for await (const { state } of client.watchEvacuation()) {
+    states.push(state);
+    api.service.changeEvacuation(evacuationInfo(state === 'running' ? 'stopping' : 'ended'));
+  }
+  t.same(states, ['running', 'stopping', 'ended']);
+  const bad = [{ to: [] }, { to: ['here'] }, { to: ['http://x'], parallel: 0 }, { to: ['http://x'], bandwidth: 5 }, {}];
+  for (const body of bad) t.equal((await api.send('/v1/evacuation', { body })).status, 400, JSON.stringify(body));
 });

@@ -20,6 +20,9 @@ import type {
   AgentService,
   CacheInfo,
   Check,
+  EvacuatedGuest,
+  EvacuateRequest,
+  EvacuationInfo,
   GuestInfo,
   GuestRequest,
   MigrateRequest,
@@ -137,6 +140,41 @@ export function migrationInfo(phase: Phase, more: Partial<MigrationInfo> = {}): 
   };
 }
 
+export function evacuateRequest(): EvacuateRequest {
+  const { mode, maxDowntimeMs, maxRounds, bandwidth, onNoConvergence, verify } = migrateRequest();
+  const limits = { maxDowntimeMs: maxDowntimeMs!, maxRounds: maxRounds!, onNoConvergence: onNoConvergence! };
+  return { to: ['http://127.0.0.1:7412'], parallel: 3, mode, ...limits, bandwidth: bandwidth!, verify };
+}
+
+/** Of web1, which moves or has moved, and web2, which stays or waits. */
+export function evacuationInfo(state: EvacuationInfo['state'], more: Partial<EvacuationInfo> = {}): EvacuationInfo {
+  const isOver = state === 'ended';
+  const to = 'http://127.0.0.1:7412';
+  const memory = 256 * 1024 * 1024;
+  const { id: migration, mode, progress } = migrationInfo(isOver ? 'done' : 'serving');
+  const moving = { migration, mode, progress, ...(isOver ? { report } : {}) };
+  const error = new PagetideError('PT_GUEST_UNSAFE', 'web2 has a device that cannot be moved').toJSON();
+  const first: EvacuatedGuest = {
+    ...{ guest: 'web1', state: isOver ? 'moved' : 'moving', memory, to, expectedBytes: 262_144_000 },
+    ...(state === 'planned' ? { state: 'waiting' } : moving),
+  };
+  const second: EvacuatedGuest = isOver
+    ? { guest: 'web2', state: 'stays', memory, error }
+    : { guest: 'web2', state: 'waiting', memory, to, expectedBytes: 4096 };
+  const { frames, bytes, ms } = report;
+  const none = { total: 0, zero: 0, present: 0, cache: 0, resident: 0, duplicate: 0, peer: 0, source: 0 };
+  const totals = isOver
+    ? { moved: 1, stay: 1, frames, bytes, longestDowntimeMs: ms.downtime }
+    : {
+        moved: 0,
+        stay: 0,
+        frames: none,
+        bytes: { wire: 0, manifest: 0, pages: 0, state: 0, raw: 0 },
+        longestDowntimeMs: null,
+      };
+  return { state, to: [to], parallel: 2, elapsedMs: 12.5, guests: [first, second], totals, ...more };
+}
+
 export function migrateRequest(): MigrateRequest {
   const limits = { maxDowntimeMs: 200, maxRounds: 9, bandwidth: 1 << 20, onNoConvergence: 'pause' } as const;
   return { guest: 'web1', to: 'http://127.0.0.1:7412', mode: 'pre-copy', ...limits, verify: true };
@@ -156,7 +194,11 @@ export function figures(): CompletionFigures {
   };
 }
 
-export const capabilities: Capabilities = { protocol: 3, userfaultfd: { ok: false, why: 'no right' } };
+export const capabilities: Capabilities = {
+  protocol: 3,
+  userfaultfd: { ok: false, why: 'no right' },
+  room: { bytes: 1 << 30, guests: 4 },
+};
 
 export function prepareRequest(): PrepareRequest {
   return {
@@ -215,6 +257,17 @@ export class FakeService implements AgentService {
     return this.migration;
   }
 
+  #evacuation(): EvacuationInfo {
+    if (this.evacuation === undefined) throw new PagetideError('PT_EVACUATION_UNKNOWN', 'there is none');
+    return this.evacuation;
+  }
+
+  /** Moves the evacuation on and tells the watchers. */
+  changeEvacuation(info: EvacuationInfo): void {
+    this.evacuation = info;
+    this.#changes.emit('change');
+  }
+
   #incoming(state: IncomingStatus['state'], epoch = 3): IncomingStatus {
     return { migration: ID, epoch, state };
   }
@@ -253,7 +306,15 @@ export class FakeService implements AgentService {
     this.#called('listMigrations', [], () => (this.migration === undefined ? [] : [this.migration]));
   showMigration = (id: string) => this.#called('showMigration', [id], () => this.#migration());
   cancel = (guest: string) => this.#promised('cancel', [guest], () => this.#migration());
-  capabilities = () => this.#called('capabilities', [], () => capabilities);
+  /** Where the evacuation stands; `evacuation` of an agent that knows of none is undefined. */
+  evacuation: EvacuationInfo | undefined;
+  planEvacuation = (request: EvacuateRequest) =>
+    this.#promised('planEvacuation', [request], () => evacuationInfo('planned'));
+  evacuate = (request: EvacuateRequest) =>
+    this.#promised('evacuate', [request], () => (this.evacuation ??= evacuationInfo('running')));
+  showEvacuation = () => this.#called('showEvacuation', [], () => this.#evacuation());
+  stopEvacuation = (cancel: boolean) => this.#called('stopEvacuation', [cancel], () => this.#evacuation());
+  capabilities = () => this.#promised('capabilities', [], () => capabilities);
   prepareIncoming = (request: PrepareRequest) =>
     this.#promised('prepareIncoming', [request], () => this.#incoming('prepared', request.epoch));
   incomingStatus = (id: string) => this.#promised('incomingStatus', [id], () => this.#incoming('unknown'));
@@ -261,6 +322,8 @@ export class FakeService implements AgentService {
     this.#promised('loadIncoming', [id, epoch, rest], () => this.#incoming('loaded', epoch));
   copyIncoming = (id: string, epoch: number, round: number) =>
     this.#promised('copyIncoming', [id, epoch, round], () => this.#incoming('prepared', epoch));
+  limitIncoming = (id: string, epoch: number, bandwidth: number) =>
+    this.#promised('limitIncoming', [id, epoch, bandwidth], () => this.#incoming('owner', epoch));
   takeOver = (id: string, epoch: number) =>
     this.#promised('takeOver', [id, epoch], () => this.#incoming('owner', epoch));
   abortIncoming = (id: string, epoch: number) =>
@@ -283,7 +346,24 @@ export class FakeService implements AgentService {
     checkIn: (id, as, sender: Sender) => this.#called('domains.checkIn', [id, as, sender], () => domainCheckIn),
   };
 
-  async *watchMigration(_id: string, signal: AbortSignal): AsyncGenerator<MigrationInfo> {
+  watchMigration(_id: string, signal: AbortSignal): AsyncGenerator<MigrationInfo> {
+    const ended = ['done', 'failed', 'cancelled'];
+    return this.#watch(
+      () => this.#migration(),
+      ({ progress }) => ended.includes(progress.phase),
+      signal,
+    );
+  }
+
+  watchEvacuation(signal: AbortSignal): AsyncGenerator<EvacuationInfo> {
+    return this.#watch(
+      () => this.#evacuation(),
+      ({ state }) => state === 'ended',
+      signal,
+    );
+  }
+
+  async *#watch<T>(look: () => T, isLast: (info: T) => boolean, signal: AbortSignal): AsyncGenerator<T> {
     this.watchers++;
     this.#changes.emit('watch');
     try {
@@ -291,9 +371,9 @@ export class FakeService implements AgentService {
         const changed = once(this.#changes, 'change', { signal });
         // an abort rejects it also when nobody waits any more
         changed.catch(() => undefined);
-        const info = this.#migration();
+        const info = look();
         yield info;
-        if (['done', 'failed', 'cancelled'].includes(info.progress.phase)) return;
+        if (isLast(info)) return;
         try {
           await changed;
         } catch {

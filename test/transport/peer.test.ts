@@ -56,6 +56,7 @@ void t.test('each message goes to its route, and bytes are counted at the socket
   await client.load('abc', 3);
   await client.load('abc', 3, 'copy');
   await client.copy('abc', 3, 2);
+  await client.limit('abc', 3, 65_536);
   await client.takeOver('abc', 3);
   await client.abort('abc', 3);
   await client.complete('abc', 3, figures);
@@ -65,6 +66,7 @@ void t.test('each message goes to its route, and bytes are counted at the socket
     ['POST', '/v1/incoming/abc/load', { epoch: 3, rest: 'serve' }],
     ['POST', '/v1/incoming/abc/load', { epoch: 3, rest: 'copy' }],
     ['POST', '/v1/incoming/abc/copy', { epoch: 3, round: 2 }],
+    ['POST', '/v1/incoming/abc/limit', { epoch: 3, bandwidth: 65_536 }],
     ['POST', '/v1/incoming/abc/take-over', { epoch: 3 }],
     ['POST', '/v1/incoming/abc/abort', { epoch: 3 }],
     ['POST', '/v1/outgoing/abc/complete', { epoch: 3, figures }],
@@ -82,7 +84,7 @@ void t.test('what another agent can do', async (t) => {
     answer.statusCode = code;
     answer.end(text);
   });
-  const can = { protocol: 3, userfaultfd: { ok: false, why: 'no right' } };
+  const can = { protocol: 3, userfaultfd: { ok: false, why: 'no right' }, room: { bytes: 1 << 30, guests: 3 } };
   text = JSON.stringify({ ...can, more: 'of a later version' });
   t.same(await client.capabilities(), can);
   for (const answer of [{}, { protocol: '3', userfaultfd: { ok: true } }, { protocol: 3, userfaultfd: true }, null]) {

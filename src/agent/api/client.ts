@@ -12,6 +12,8 @@ import type {
   AgentInfo,
   CacheInfo,
   Check,
+  EvacuateRequest,
+  EvacuationInfo,
   GuestInfo,
   GuestRequest,
   MigrateRequest,
@@ -156,12 +158,35 @@ export class AgentClient {
    * The migration now and at every change. Ends when the agent ends the stream, which alone doesn't mean that the
    * migration has ended: look at the last phase. Throws when the connection breaks. Leaving the loop hangs up.
    */
-  async *watchMigration(id: string, signal?: AbortSignal): AsyncGenerator<MigrationInfo> {
-    const response = await this.#send({
-      method: 'GET',
-      path: `/v1/migrations/${encodeURIComponent(id)}/events`,
-      ...(signal === undefined ? {} : { signal }),
-    });
+  watchMigration(id: string, signal?: AbortSignal): AsyncGenerator<MigrationInfo> {
+    return this.#events<MigrationInfo>(`/v1/migrations/${encodeURIComponent(id)}/events`, signal);
+  }
+
+  evacuate(body: EvacuateRequest): Promise<EvacuationInfo> {
+    return this.#json({ method: 'POST', path: '/v1/evacuation', body, timeoutMs: LONG_MS });
+  }
+
+  planEvacuation(body: EvacuateRequest): Promise<EvacuationInfo> {
+    return this.#json({ method: 'POST', path: '/v1/evacuation/plan', body, timeoutMs: LONG_MS });
+  }
+
+  showEvacuation(): Promise<EvacuationInfo> {
+    return this.#json({ method: 'GET', path: '/v1/evacuation' });
+  }
+
+  /** @param cancel the guests under way, too; `signal` only stops the waiting for the answer */
+  stopEvacuation(cancel: boolean, signal?: AbortSignal): Promise<EvacuationInfo> {
+    const call = { method: 'POST', path: '/v1/evacuation/stop', body: { cancel } } as const;
+    return this.#json({ ...call, ...(signal === undefined ? {} : { signal }) });
+  }
+
+  /** As {@link watchMigration}; look at the last state. */
+  watchEvacuation(signal?: AbortSignal): AsyncGenerator<EvacuationInfo> {
+    return this.#events<EvacuationInfo>('/v1/evacuation/events', signal);
+  }
+
+  async *#events<T>(path: string, signal?: AbortSignal): AsyncGenerator<T> {
+    const response = await this.#send({ method: 'GET', path, ...(signal === undefined ? {} : { signal }) });
     try {
       if (response.statusCode !== 200) throw failure(response.statusCode, await text(response));
       let rest = '';
@@ -169,7 +194,7 @@ export class AgentClient {
       for await (const chunk of response as AsyncIterable<string>) {
         const lines = (rest + chunk).split('\n');
         rest = lines.pop()!;
-        for (const line of lines) if (line !== '') yield parse(line) as MigrationInfo;
+        for (const line of lines) if (line !== '') yield parse(line) as T;
       }
     } catch (thrown) {
       throw thrown instanceof PagetideError ? thrown : this.#unreachable(thrown);

@@ -1,9 +1,7 @@
-/** A migration's course as NDJSON: one MigrationInfo a line, until the migration ends or somebody hangs up. */
+/** A migration's course, or an evacuation's, as NDJSON: one object a line, until it ends or somebody hangs up. */
 import { Readable } from 'node:stream';
 import type { FastifyReply } from 'fastify';
 import type { z } from 'zod';
-import type { MigrationInfo } from '../../migration/types.ts';
-import { migrationInfo } from './schemas.ts';
 
 /** Event streams that are open; ended when the API closes, or that would wait for them. */
 export class EventStreams {
@@ -20,14 +18,14 @@ export class EventStreams {
   }
 
   /**
-   * Answers with `watch`'s items. Its signal is aborted when the client hangs up, when the API closes, and when the
-   * stream has ended. An iterator that throws breaks the connection: an end without error means that the migration ended.
+   * Answers with `watch`'s items, each checked by `schema`. Its signal is aborted when the client hangs up, when the API closes, and when the
+   * stream has ended. An iterator that throws breaks the connection: an end without error means that it ended.
    */
-  send(reply: FastifyReply, watch: (signal: AbortSignal) => AsyncIterable<MigrationInfo>): void {
+  send<T>(reply: FastifyReply, schema: z.ZodType<T>, watch: (signal: AbortSignal) => AsyncIterable<T>): void {
     const controller = new AbortController();
     const { signal } = controller;
     this.#open.add(controller);
-    const stream = Readable.from(lines(watch(signal), signal), { objectMode: false });
+    const stream = Readable.from(lines(watch(signal), schema, signal), { objectMode: false });
     // the reply's close comes for both a full answer and a lost client
     reply.raw.once('close', () => {
       controller.abort();
@@ -42,11 +40,10 @@ export class EventStreams {
   }
 }
 
-async function* lines(items: AsyncIterable<MigrationInfo>, signal: AbortSignal): AsyncGenerator<string> {
+async function* lines<T>(items: AsyncIterable<T>, schema: z.ZodType<T>, signal: AbortSignal): AsyncGenerator<string> {
   for await (const item of items) {
     if (signal.aborted) return;
     // parsed by hand, as fastify doesn't check streams
-    const checked: z.output<typeof migrationInfo> = migrationInfo.parse(item);
-    yield `${JSON.stringify(checked)}\n`;
+    yield `${JSON.stringify(schema.parse(item))}\n`;
   }
 }

@@ -5,6 +5,7 @@ import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import type { AgentService } from '../service.ts';
 import type { EventStreams } from './events.ts';
+import { addEvacuationRoutes } from './evacuation-routes.ts';
 import { addDomainRoutes } from './domain-routes.ts';
 import * as s from './schemas.ts';
 import { addSnapshotRoutes } from './snapshot-routes.ts';
@@ -24,6 +25,7 @@ export function addRoutes(app: FastifyInstance, service: AgentService, events: E
   addCacheRoutes(typed, service);
   addSnapshotRoutes(typed, service);
   addMigrationRoutes(typed, service, events);
+  addEvacuationRoutes(typed, service, events);
   addPeerRoutes(typed, service);
 }
 
@@ -231,7 +233,7 @@ function addMigrationRoutes(app: TypedApp, service: AgentService, events: EventS
       const { id } = request.params;
       // an unknown one must fail here, while there is still a status to say so
       service.showMigration(id);
-      events.send(reply, (signal) => service.watchMigration(id, signal));
+      events.send(reply, s.migrationInfo, (signal) => service.watchMigration(id, signal));
     },
   );
 }
@@ -292,6 +294,22 @@ function addPeerRoutes(app: TypedApp, service: AgentService): void {
     (request) => {
       const { epoch, round } = request.body;
       return service.copyIncoming(request.params.id, epoch, round, request.peer);
+    },
+  );
+  app.post(
+    '/v1/incoming/:id/limit',
+    {
+      schema: {
+        tags,
+        summary: 'Fetch so many bytes of pages a second from now on, at most',
+        params: idParams,
+        body: s.limitBody,
+        response: answer,
+      },
+    },
+    (request) => {
+      const { epoch, bandwidth } = request.body;
+      return service.limitIncoming(request.params.id, epoch, bandwidth, request.peer);
     },
   );
   app.post(

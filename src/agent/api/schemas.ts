@@ -46,7 +46,7 @@ export const migrationId = z
   .meta({ description: 'Names a migration on both sides.' });
 export const epoch = z.int().min(0).meta({ description: 'Grows with every change of owner of the guest.' });
 const driver = z.enum(['embedded', 'qemu']);
-const mode = z.enum(['post-copy', 'pre-copy', 'hybrid']);
+export const mode = z.enum(['post-copy', 'pre-copy', 'hybrid']);
 const why = z.string().exactOptional().meta({ description: 'Why that mode, where nobody asked for it.' });
 /** Plain HTTP only within one host; that is checked where the connection is made. */
 export const agentUrl = z.url({ protocol: /^https?$/, error: 'an http:// or https:// URL of an agent' }).max(1024);
@@ -309,7 +309,7 @@ export const frameClasses = z
   })
   .meta({ id: 'FrameClasses' });
 
-const bytes = z.object({ wire: count, manifest: count, pages: count, state: count, raw: count });
+export const bytes = z.object({ wire: count, manifest: count, pages: count, state: count, raw: count });
 
 export const migrationReport = z
   .object({
@@ -405,6 +405,10 @@ export const capabilities = z
     userfaultfd: z
       .object({ ok: z.boolean(), why: z.string().exactOptional() })
       .meta({ description: 'Whether a guest may run here before all of its pages are here.' }),
+    room: z
+      .object({ bytes: count, guests: count })
+      .exactOptional()
+      .meta({ description: 'Bytes that guests may still take, and how many may be arriving at once.' }),
   })
   .meta({ id: 'Capabilities' });
 
@@ -480,6 +484,11 @@ export const copyBody = z.strictObject({
     .int()
     .min(1)
     .max(1 << 20),
+});
+
+export const limitBody = z.strictObject({
+  epoch,
+  bandwidth: count.meta({ description: "Bytes of pages a second; 0: the destination's own limit alone." }),
 });
 
 export const loadBody = z.strictObject({

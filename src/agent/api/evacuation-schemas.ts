@@ -1,0 +1,91 @@
+/** The shapes of an evacuation in the control API; see schemas.ts. */
+import { z } from 'zod';
+import type { EvacuateRequest, EvacuationInfo } from '../service.ts';
+import {
+  agentUrl,
+  bytes,
+  errorJson,
+  frameClasses,
+  migrateRequest,
+  migrationId,
+  migrationProgress,
+  migrationReport,
+  mode,
+} from './schemas.ts';
+
+/** Guests under way at once where nobody says how many. */
+export const PARALLEL = 2;
+export const MOST_PARALLEL = 64;
+const MOST_TARGETS = 64;
+
+const count = z.int().min(0);
+
+export const evacuateRequest = z
+  .strictObject({
+    to: z.array(agentUrl).min(1).max(MOST_TARGETS).meta({ description: 'Agents that may take the guests.' }),
+    parallel: z
+      .int()
+      .min(1)
+      .max(MOST_PARALLEL)
+      .default(PARALLEL)
+      .meta({ description: 'Guests under way at once, at most.' }),
+    ...migrateRequest.pick({ mode: true, maxDowntimeMs: true, maxRounds: true, onNoConvergence: true, verify: true })
+      .shape,
+    bandwidth: z
+      .int()
+      .min(65_536)
+      .exactOptional()
+      .meta({ description: 'Bytes of pages that all targets together fetch a second, at most.' }),
+  })
+  .meta({ id: 'EvacuateRequest' });
+
+const evacuatedGuest = z
+  .object({
+    guest: z.string(),
+    state: z.enum(['waiting', 'moving', 'moved', 'stays']),
+    memory: count,
+    to: z.string().exactOptional(),
+    expectedBytes: count
+      .exactOptional()
+      .meta({ description: 'Bytes of pages that are expected to be fetched for it, before compression.' }),
+    migration: migrationId.exactOptional(),
+    mode: mode.exactOptional(),
+    progress: migrationProgress.exactOptional(),
+    report: migrationReport.exactOptional(),
+    error: errorJson.exactOptional().meta({ description: 'Why it stays, or did not get to another target before.' }),
+  })
+  .meta({ id: 'EvacuatedGuest' });
+
+export const evacuationInfo = z
+  .object({
+    state: z.enum(['planned', 'running', 'stopping', 'ended']),
+    to: z.array(z.string()),
+    parallel: count,
+    bandwidth: count.exactOptional(),
+    elapsedMs: z.number().min(0),
+    guests: z.array(evacuatedGuest).meta({ description: 'In the order in which they go.' }),
+    totals: z
+      .object({
+        moved: count,
+        stay: count,
+        frames: frameClasses,
+        bytes,
+        longestDowntimeMs: z.number().min(0).nullable(),
+      })
+      .meta({ description: 'Of the guests that have moved.' }),
+  })
+  .meta({ id: 'EvacuationInfo' });
+
+export const stopBody = z.strictObject({
+  cancel: z
+    .boolean()
+    .default(false)
+    .meta({ description: 'Cancel the guests under way, where that is possible still; otherwise they move on.' }),
+});
+
+// Compile-time only: each schema gives exactly the declared type.
+type Same<A, B> = [A] extends [B] ? ([B] extends [A] ? true : false) : false;
+type AllHold<T extends true[]> = T;
+export type EvacuationSchemasAreInStep = AllHold<
+  [Same<z.output<typeof evacuateRequest>, EvacuateRequest>, Same<z.output<typeof evacuationInfo>, EvacuationInfo>]
+>;

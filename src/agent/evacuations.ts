@@ -1,0 +1,98 @@
+/** The one evacuation that an agent may have under way, and the last one that it had. */
+import { PagetideError } from '../errors.ts';
+import { Evacuation, type EvacuationParts } from './evacuation.ts';
+import { survey, type SurveyParts } from './evacuation-survey.ts';
+import type { EvacuateRequest, EvacuationInfo } from './service.ts';
+
+/** A watcher is told at most this often, milliseconds: guests change many times a second, and each time all of them are told. */
+const TELL_MS = 200;
+
+export class Evacuations {
+  readonly #parts: EvacuationParts & SurveyParts;
+  #last: Evacuation | undefined;
+  /** One is being begun. */
+  #isBeginning = false;
+  #isClosed = false;
+  readonly #watchers = new Set<() => void>();
+
+  constructor(parts: EvacuationParts & SurveyParts) {
+    this.#parts = parts;
+  }
+
+  /** What would be done now. */
+  async plan(request: EvacuateRequest): Promise<EvacuationInfo> {
+    const planned = new Evacuation(this.#parts, request, await survey(this.#parts, request));
+    planned.check();
+    return planned.info();
+  }
+
+  /** @throws PagetideError `PT_EVACUATING`, `PT_BAD_ARGUMENT`, `PT_NO_TARGET`, why a target can't be asked: nothing has begun then */
+  async start(request: EvacuateRequest): Promise<EvacuationInfo> {
+    if (this.#isBeginning || this.#last?.ended === false)
+      throw new PagetideError('PT_EVACUATING', 'this host is being evacuated already');
+    this.#isBeginning = true;
+    try {
+      const evacuation = new Evacuation(this.#parts, request, await survey(this.#parts, request));
+      evacuation.check();
+      if (this.#isClosed) throw new PagetideError('PT_CANCELLED', 'the agent is ending');
+      evacuation.onChange(() => {
+        for (const told of [...this.#watchers]) told();
+      });
+      this.#last = evacuation;
+      evacuation.begin();
+      return evacuation.info();
+    } finally {
+      this.#isBeginning = false;
+    }
+  }
+
+  /** @throws PagetideError `PT_EVACUATION_UNKNOWN`, as the next two */
+  show(): EvacuationInfo {
+    return this.#need().info();
+  }
+
+  async *watch(signal: AbortSignal): AsyncIterable<EvacuationInfo> {
+    const evacuation = this.#need();
+    for (;;) {
+      const info = evacuation.info();
+      yield info;
+      if (info.state === 'ended' || signal.aborted) return;
+      await this.#nextChange(signal, evacuation);
+    }
+  }
+
+  stop(cancel: boolean): EvacuationInfo {
+    const evacuation = this.#need();
+    evacuation.stop(cancel);
+    return evacuation.info();
+  }
+
+  close(): void {
+    this.#isClosed = true;
+    this.#last?.close();
+  }
+
+  #need(): Evacuation {
+    if (this.#last === undefined)
+      throw new PagetideError('PT_EVACUATION_UNKNOWN', 'this agent knows of no evacuation since it started');
+    return this.#last;
+  }
+
+  /** Resolves at its end, and otherwise after a moment in which it may have changed. */
+  #nextChange(signal: AbortSignal, evacuation: Evacuation): Promise<void> {
+    return new Promise((resolve) => {
+      const done = (): void => {
+        clearTimeout(timer);
+        this.#watchers.delete(look);
+        signal.removeEventListener('abort', done);
+        resolve();
+      };
+      const look = (): void => {
+        if (evacuation.ended) done();
+      };
+      const timer = setTimeout(done, TELL_MS);
+      this.#watchers.add(look);
+      signal.addEventListener('abort', done, { once: true });
+    });
+  }
+}
