@@ -18,7 +18,7 @@ export default tseslint.config(
   },
   {
     // fast paths index typed arrays whose bounds the caller has checked
-    files: ['test/**', 'bench/**'],
+    files: ['test/**/*.ts', 'bench/**/*.ts'],
     rules: { 'no-console': 'off', '@typescript-eslint/no-floating-promises': 'error' },
   },
 );
