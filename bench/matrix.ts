@@ -1,7 +1,8 @@
 /**
- * `npm run matrix -- [--loads idle,redis,…] [--modes post-copy,pre-copy,…] [--log FILE]`: every real load (docs/loads.md) goes there and
- * back between two real agents by every mode, one booted guest a load, one after the other. A line a move tells how it went, and a
- * summary at the end; with --log they are added to FILE, too. Ends with exit code 1 at the first thing that does not hold.
+ * `npm run matrix -- [--loads idle,redis,…] [--modes post-copy,pre-copy,…] [--max-downtime MS] [--log FILE]`: every real load
+ * (docs/loads.md) goes there and back between two real agents by every mode, one booted guest a load, one after the other. A line a move
+ * tells how it went, and a summary at the end; with --log they are added to FILE, too. --max-downtime is a pre-copy's: one that can't be
+ * kept makes for many rounds. Ends with exit code 1 at the first thing that does not hold.
  */
 import { spawnSync } from 'node:child_process';
 import { appendFileSync } from 'node:fs';
@@ -11,16 +12,19 @@ import { asPagetideError, PagetideError } from '../src/errors.ts';
 import type { MigrationReport, ModeWanted } from '../src/migration/types.ts';
 import { cluster, type Cluster } from '../test/support/cluster.ts';
 import { cannotLoad, loadConsole, LOADS, startLoad, type Load } from '../test/support/load-guest.ts';
-import { blindness, MODES, moveLoad, type LoadMove } from '../test/support/load-moves.ts';
+import { blindness, MODES, moveLoad, PRE_COPY_DOWNTIME_MS, type LoadMove } from '../test/support/load-moves.ts';
 import { stillLeft } from '../test/support/migrate.ts';
 import { describeMachine } from './lib/machine.ts';
 import { median } from './lib/statistics.ts';
 
-const USAGE = `npm run matrix -- [--loads ${LOADS.join(',')}] [--modes ${MODES.join(',')}] [--log FILE]`;
+const USAGE =
+  `npm run matrix -- [--loads ${LOADS.join(',')}] [--modes ${MODES.join(',')}] ` + '[--max-downtime MS] [--log FILE]';
 
 interface Options {
   loads: Load[];
   modes: ModeWanted[];
+  /** Of pre-copies, milliseconds. */
+  maxDowntimeMs: number;
   log: string | undefined;
 }
 
@@ -30,8 +34,8 @@ function parse(args: string[]): Options {
   const bad = (message: string): PagetideError => new PagetideError('PT_BAD_ARGUMENT', message, { hint: USAGE });
   let values;
   try {
-    const options = { loads: { type: 'string' }, modes: { type: 'string' }, log: { type: 'string' } } as const;
-    ({ values } = parseArgs({ args, options }));
+    const text = { type: 'string' } as const;
+    ({ values } = parseArgs({ args, options: { loads: text, modes: text, 'max-downtime': text, log: text } }));
   } catch (cause) {
     throw bad(cause instanceof Error ? cause.message : String(cause));
   }
@@ -41,7 +45,14 @@ function parse(args: string[]): Options {
       if (name === undefined) throw bad(`--${option} ${word}: one of ${all.join(', ')}`);
       return name;
     });
-  return { loads: some('loads', values.loads, LOADS), modes: some('modes', values.modes, MODES), log: values.log };
+  const downtime = values['max-downtime'] ?? String(PRE_COPY_DOWNTIME_MS);
+  if (!/^[1-9]\d{0,6}$/.test(downtime)) throw bad(`--max-downtime ${downtime}: milliseconds, a whole number above 0`);
+  return {
+    maxDowntimeMs: Number(downtime),
+    loads: some('loads', values.loads, LOADS),
+    modes: some('modes', values.modes, MODES),
+    log: values.log,
+  };
 }
 
 /** One move as a line; the classes that no frame is of are left out. */
@@ -67,7 +78,12 @@ function line(way: 'there' | 'back', { load, asked, report, operations, problems
 }
 
 /** A guest with this load goes there and back by each mode. Ends at the first thing that does not hold: throws it. */
-async function travel(made: Cluster, load: Load, { modes }: Options, say: Say): Promise<MigrationReport[]> {
+async function travel(
+  made: Cluster,
+  load: Load,
+  { modes, maxDowntimeMs }: Options,
+  say: Say,
+): Promise<MigrationReport[]> {
   const [a, b] = [made.agents[0]!, made.agents[1]!];
   const reports: MigrationReport[] = [];
   const began = performance.now();
@@ -78,7 +94,7 @@ async function travel(made: Cluster, load: Load, { modes }: Options, say: Say): 
       ['there', a, b],
       ['back', b, a],
     ] as const) {
-      const move = await moveLoad(load, from, to, mode);
+      const move = await moveLoad(load, from, to, mode, maxDowntimeMs);
       say(line(way, move));
       if (move.report === undefined || move.problems.length > 0) {
         const logs = [from, to].flatMap((agent) => [`--- log of ${agent.name}`, ...agent.log().slice(-40)]);
@@ -122,7 +138,7 @@ function summary(reports: readonly MigrationReport[]): string[] {
 
 async function main(): Promise<void> {
   const options = parse(process.argv.slice(2));
-  const { loads, modes, log } = options;
+  const { loads, modes, maxDowntimeMs, log } = options;
   const say: Say = (text) => {
     console.log(text);
     if (log !== undefined) appendFileSync(log, `${text}\n`);
@@ -135,7 +151,9 @@ async function main(): Promise<void> {
   };
   const interrupted = (): void => void close().finally(() => process.exit(130));
   process.once('SIGINT', interrupted).once('SIGTERM', interrupted);
-  say(`# ${new Date().toISOString()}  ${loads.join(' ')} by ${modes.join(' ')}; ${about()}`);
+  say(
+    `# ${new Date().toISOString()}  ${loads.join(' ')} by ${modes.join(' ')}, pre-copies within ${maxDowntimeMs} ms; ${about()}`,
+  );
   const reports: MigrationReport[] = [];
   try {
     const made = cluster({ teardown: (fn) => teardowns.push(fn) });
