@@ -2,11 +2,12 @@
 import { PagetideError } from '../src/errors.ts';
 import type { EvacuationInfo } from '../src/agent/service.ts';
 import type { MigrationReport } from '../src/migration/types.ts';
-import { cluster as makeCluster, type Cluster, type TestAgent } from '../test/support/cluster.ts';
+import type { Cluster, TestAgent } from '../test/support/cluster.ts';
 import { share } from '../test/support/domains.ts';
 import { migrate, startGuest, until } from '../test/support/migrate.ts';
 import { checkSettings, setting } from './lib/settings.ts';
 import { judge, median } from './lib/statistics.ts';
+import { withCluster } from './lib/with-cluster.ts';
 import type { BenchModule, BenchOptions } from './lib/types.ts';
 
 export const description = 'Bytes on the network of like guests that leave together, against each alone.';
@@ -102,19 +103,17 @@ async function together(cluster: Cluster, round: number, setup: Setup): Promise<
 
 export async function run(options: BenchOptions): ReturnType<BenchModule['run']> {
   const setup = readSetup(options);
-  const teardowns: (() => Promise<void>)[] = [];
-  const cluster = makeCluster({ teardown: (fn) => teardowns.push(fn) });
   const rounds: Round[] = [];
-  try {
+  await withCluster(async (cluster, signal) => {
     for (let round = 0; round < options.rounds; round++) {
       options.progress(`round ${round}: each alone`);
       const singles = await alone(cluster, round, setup);
+      // an agent that starts after the cluster has ended would stay
+      signal.throwIfAborted();
       options.progress(`round ${round}: together`);
       rounds.push({ singles, together: await together(cluster, round, setup) });
     }
-  } finally {
-    await Promise.all(teardowns.map((teardown) => teardown()));
-  }
+  });
   const wire = (reports: readonly MigrationReport[]): number => reports.reduce((sum, { bytes }) => sum + bytes.wire, 0);
   const pairs = rounds.map(({ singles, together: all }) => ({
     value: all.totals.bytes.wire / MIB,

@@ -5,7 +5,7 @@
 import { PagetideError } from '../src/errors.ts';
 import type { FrameClasses, MigrationReport } from '../src/migration/types.ts';
 import { TAG_PAGE } from '../src/pages/tags.ts';
-import { cluster as makeCluster, type Cluster } from '../test/support/cluster.ts';
+import type { Cluster } from '../test/support/cluster.ts';
 import { PageSurveyor, type PageSurvey } from './lib/guest-pages.ts';
 import { checkSettings, setting } from './lib/settings.ts';
 import {
@@ -19,6 +19,7 @@ import {
 } from './lib/sharing-fleet.ts';
 import { judge, median } from './lib/statistics.ts';
 import type { BenchModule, BenchOptions, Target } from './lib/types.ts';
+import { withCluster } from './lib/with-cluster.ts';
 
 export const description = 'Bytes on the network for real QEMU guests, to a cold host and to one with a sibling.';
 
@@ -161,27 +162,6 @@ function explain(target: Target, moves: readonly Move[], machine: GuestMachine):
     `  missed: ${target.ratio.toFixed(2)} instead of ${target.target}. It would be ${pages} with nothing on the wire but these pages, ` +
       `${packed} with each page that the host lacked once and in LZ4 blocks, ${random} with nothing but the random bytes of the guest's data`,
   ];
-}
-
-/** Ends the cluster with the work, however that ends, and on Ctrl-C and SIGTERM, when `signal` is aborted. */
-async function withCluster(work: (cluster: Cluster, signal: AbortSignal) => Promise<void>): Promise<void> {
-  const teardowns: (() => Promise<void>)[] = [];
-  const cluster = makeCluster({ teardown: (fn) => teardowns.push(fn) });
-  const abort = new AbortController();
-  let ending: Promise<unknown> | undefined;
-  const end = (): Promise<unknown> => (ending ??= Promise.all(teardowns.map((teardown) => teardown())));
-  const interrupted = (signal: NodeJS.Signals): void => {
-    abort.abort();
-    // before the work, which fails now, can say so
-    void end().finally(() => process.exit(signal === 'SIGINT' ? 130 : 143));
-  };
-  process.once('SIGINT', interrupted).once('SIGTERM', interrupted);
-  try {
-    await work(cluster, abort.signal);
-  } finally {
-    await end();
-    process.off('SIGINT', interrupted).off('SIGTERM', interrupted);
-  }
 }
 
 export async function run(options: BenchOptions): ReturnType<BenchModule['run']> {
