@@ -79,8 +79,10 @@ void t.test('a round begins once it is told, and is answered again as it was', a
   const first = bed.copying.round(1);
   const again = bed.copying.round(1);
   t.same(bed.seen, []);
+  t.notOk(bed.copying.hasTaken, 'nobody knows yet what is lacking');
   bed.tell(1);
   await bed.began();
+  t.ok(bed.copying.hasTaken);
   t.same(bed.seen, ['take', 'loose']);
   bed.outstanding = 4;
   bed.end(true, 9);
