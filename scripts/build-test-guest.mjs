@@ -18,11 +18,16 @@ const VIRTIO = [
   'virtio_pci_modern_dev',
   'virtio_pci',
   'virtio_blk',
+  'virtio_balloon',
 ].map((name) => `${name}.ko`);
 
 function initramfs(names) {
-  const sources = ['init.c', 'guest.c', 'disk.c'].map((name) => `${folder}/${name}`);
-  const program = staticProgram('init', sources, [`${folder}/guest.h`, `${folder}/disk.h`]);
+  const sources = ['init.c', 'guest.c', 'disk.c', 'churn.c'].map((name) => `${folder}/${name}`);
+  const program = staticProgram(
+    'init',
+    sources,
+    ['guest.h', 'disk.h', 'churn.h'].map((name) => `${folder}/${name}`),
+  );
   const from = names.length > 0 ? modules(names) : undefined;
   const key = basename(program).slice('init-'.length);
   const name = from === undefined ? key : keyOf(key, basename(from));

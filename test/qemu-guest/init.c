@@ -16,6 +16,7 @@
  *   pagetide.beat=50       milliseconds between heartbeats
  *   pagetide.seed=1        makes rewritten pages of one guest differ from another's
  *   pagetide.disk=0        pages that a virtio disk writes (disk.c)
+ *   pagetide.churn=0       MiB that are taken and given back all the time (churn.c)
  *   pagetide.template=0    makes all pages, those from the start too, differ from those of guests with another number
  */
 #define _GNU_SOURCE
@@ -29,6 +30,7 @@
 #include <sys/mman.h>
 #include <sys/sysinfo.h>
 
+#include "churn.h"
 #include "disk.h"
 #include "guest.h"
 
@@ -122,7 +124,7 @@ static void* work(void* argument) {
 }
 
 static uint64_t operations(void) {
-  uint64_t sum = disk_reads();
+  uint64_t sum = disk_reads() + churned();
   for (int i = 0; i < workers; i++) sum += __atomic_load_n(&worker[i].operations, __ATOMIC_ACQUIRE);
   return sum;
 }
@@ -142,6 +144,7 @@ static void verify(struct verdict* verdict) {
     pthread_mutex_unlock(&w->lock);
   }
   verify_disk(verdict);
+  verify_churn(verdict);
 }
 
 int main(void) {
@@ -177,6 +180,7 @@ int main(void) {
   }
 
   start_disk();
+  start_churn();
   checks.operations = operations;
   checks.verify = verify;
   checks.items = pages;
