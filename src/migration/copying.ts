@@ -67,7 +67,7 @@ export async function copyInRounds(parts: CopyingParts, plan: Plan): Promise<Cop
     const decision = decide(rounds, scans, lastPass(scan), settings);
     estimate = decision.estimate;
     if (decision.do === 'switch') return { rest };
-    if (decision.do === 'stuck') return stuck(decision.because, rounds.length, estimate, copying);
+    if (decision.do === 'stuck') return stuck(decision.because, rounds.length, estimate, found.unlocated > 0, copying);
     told = found.changed;
     await parts.tell(scan.tellChanged());
   }
@@ -87,12 +87,13 @@ function stuck(
   because: 'rounds' | 'dirty',
   rounds: number,
   { downtimeMs, dirtyPerSecond }: Estimate,
+  givesBack: boolean,
   { maxDowntimeMs, onNoConvergence }: NonNullable<Plan['copying']>,
 ): CopyingEnd {
   const why =
     because === 'dirty'
       ? `the guest changes ${Math.round(dirtyPerSecond)} pages a second, as fast as they move`
-      : 'there are no more rounds';
+      : `there are no more rounds${givesBack ? ', and the guest gives memory back all the time (its balloon), so all of it is read each time' : ''}`;
   const state =
     `after ${rounds} round${rounds === 1 ? '' : 's'} the guest would stand still for about ${formatMillis(downtimeMs)}, ` +
     `${formatMillis(maxDowntimeMs)} are allowed: ${why}`;

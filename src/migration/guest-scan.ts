@@ -62,6 +62,8 @@ export interface GuestScanOptions {
 export interface Rescan {
   /** Frames that had to be tagged: written since the last scan, or all. */
   tagged: number;
+  /** Those among them that were tagged only because memory of their file was given back, nobody knows where: {@link GuestTags.unlocated}. */
+  unlocated: number;
   /** Frames whose tag is another than what was told last, and those among them that are zero now. */
   changed: number;
   zero: number;
@@ -78,6 +80,7 @@ export class GuestScan {
   /** Undefined: nobody has asked yet. */
   #tracking: WriteTracking | undefined;
   #scannedAt = 0;
+  #unlocated = 0;
   #tagged = { frames: 0, ms: 0 };
 
   /** @param tags of the guest, new or handed over by a watch; closed with this object */
@@ -156,7 +159,8 @@ export class GuestScan {
     const tagged = await this.#tagDue();
     tags.dropHoles();
     const { changed } = tags;
-    const found: Rescan = { tagged, changed: 0, zero: 0, sinceMs, tagMs: performance.now() - began };
+    const unlocated = this.#unlocated;
+    const found: Rescan = { tagged, unlocated, changed: 0, zero: 0, sinceMs, tagMs: performance.now() - began };
     for (let frame = changed.indexOf(1); frame >= 0; frame = changed.indexOf(1, frame + 1)) {
       found.changed++;
       if (isZeroTag(this.manifest.tags, frame)) found.zero++;
@@ -204,8 +208,10 @@ export class GuestScan {
 
   async #scan(): Promise<number> {
     let written = 0;
+    this.#unlocated = 0;
     const scan = (): void => {
       written += this.#tags.scan();
+      this.#unlocated = Math.max(this.#unlocated, this.#tags.unlocated);
       this.#scannedAt = performance.now();
     };
     if (this.#drained === undefined) {

@@ -7,7 +7,8 @@
  *
  * What is left after a scan is what changed, and what changes until the guest is paused. Moving it takes
  *
- *   last pass    frames written since the scan ÷ frames that are tagged a second (all frames where writes can't be tracked)
+ *   last pass    frames written since the scan ÷ frames that are tagged a second (all frames where writes can't be tracked; and those of
+ *                files of which the guest has just given back memory: it may do so once more, and that once costs as much again)
  *   fetching     frames left × share that had to be fetched × bytes a page ÷ bytes a second, all as measured in earlier rounds
  *
  * A pre-copy has both in its downtime, a hybrid the first only. It switches once both together fit the downtime that was asked for.
@@ -79,10 +80,14 @@ export function decide(
   settings: RoundSettings,
 ): Decision {
   const { rest, maxDowntimeMs, maxRounds } = settings;
+  const fits = ({ downtimeMs, fetchMs }: Estimate): boolean =>
+    downtimeMs + (rest === 'serve' ? fetchMs : 0) <= maxDowntimeMs;
   const estimate = estimateSwitch(rounds, scans, lastPass, rest);
-  const whole = estimate.downtimeMs + (rest === 'serve' ? estimate.fetchMs : 0);
-  if (whole <= maxDowntimeMs) return { do: 'switch', because: 'fits', estimate };
+  if (fits(estimate)) return { do: 'switch', because: 'fits', estimate };
   const isLast = rounds.length >= maxRounds;
+  // Whether all that stands against it is memory that the guest gave back meanwhile: that comes to rest.
+  const waits = fits(estimateSwitch(rounds, [...scans.slice(0, -1), atRest(scans.at(-1)!)], lastPass, rest));
+  if (waits && !isLast) return { do: 'again', estimate };
   if (rest === 'serve') {
     if (isLast) return { do: 'switch', because: 'rounds', estimate };
     return pays(rounds, scans, scans.length - 1)
@@ -91,7 +96,7 @@ export function decide(
   }
   let inVain = 0;
   while (inVain < scans.length && !pays(rounds, scans, scans.length - 1 - inVain)) inVain++;
-  if (inVain >= PATIENCE) return { do: 'stuck', because: 'dirty', estimate };
+  if (inVain >= PATIENCE && !waits) return { do: 'stuck', because: 'dirty', estimate };
   return isLast ? { do: 'stuck', because: 'rounds', estimate } : { do: 'again', estimate };
 }
 
@@ -108,7 +113,7 @@ export function estimateSwitch(
   const more = Math.min(1, (scan.tagMs + PAUSE_MS) / sinceMs);
   const left = remaining(rounds, scans, scans.length - 1) + Math.round((scan.changed - scan.zero) * more);
   const fetchMs = fetching(rounds, left);
-  const tagged = Math.max(readsAll, scan.tagged * more);
+  const tagged = Math.max(readsAll, scan.unlocated, scan.tagged * more);
   const passMs = tagsAMs === undefined ? 0 : tagged / tagsAMs;
   return {
     dirtyPerSecond: (scan.changed / sinceMs) * 1000,
@@ -116,6 +121,11 @@ export function estimateSwitch(
     fetchMs,
     downtimeMs: SWITCH_MS + passMs + (rest === 'copy' ? fetchMs : 0),
   };
+}
+
+/** What the scan would have found, had the guest given back nothing. */
+function atRest(scan: Rescan): Rescan {
+  return { ...scan, tagged: Math.max(0, scan.tagged - scan.unlocated), unlocated: 0 };
 }
 
 /** Frames that are not at the destination after the `index`th round and its scan: changed since, or read too late. */

@@ -89,6 +89,7 @@ export class GuestTags {
   readonly #due: Uint8Array;
   #tracker: WriteTracker | undefined;
   #remoteFd = -1;
+  #unlocated = 0;
   #tagging: Promise<unknown> = Promise.resolve();
   #closed = false;
 
@@ -123,6 +124,11 @@ export class GuestTags {
   /** Whether writes are tracked: without it every scan makes every frame due. */
   get tracked(): boolean {
     return this.#tracker !== undefined;
+  }
+
+  /** Frames that the last scan made due because their file was changed, and not in a way that tells where: see above. */
+  get unlocated(): number {
+    return this.#unlocated;
   }
 
   /** Whether some frame is. */
@@ -168,6 +174,7 @@ export class GuestTags {
    * @throws PagetideError `PT_VMM_GONE`
    */
   scan(): number {
+    this.#unlocated = 0;
     if (this.#tracker === undefined) return this.markAll();
     const parts = this.record.pageSize / TAG_PAGE;
     try {
@@ -316,6 +323,7 @@ export class GuestTags {
       this.#due.fill(1, file.first, file.first + file.frames);
       frames += file.frames;
     }
+    this.#unlocated = frames;
     return frames;
   }
 

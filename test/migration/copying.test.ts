@@ -7,8 +7,11 @@ import { PEER_PROTOCOL, type CopiedRound, type CopyingProgress, type RoundReport
 import { Manifest } from '../../src/pages/manifest.ts';
 
 const FRAMES = 65_536;
-const QUIET: Rescan = { tagged: 20, changed: 10, zero: 0, sinceMs: 1_000, tagMs: 2 };
-const BUSY: Rescan = { tagged: 60_000, changed: 60_000, zero: 0, sinceMs: 500, tagMs: 200 };
+const QUIET: Rescan = { tagged: 20, unlocated: 0, changed: 10, zero: 0, sinceMs: 1_000, tagMs: 2 };
+const BUSY: Rescan = { tagged: 60_000, unlocated: 0, changed: 60_000, zero: 0, sinceMs: 500, tagMs: 200 };
+
+/** A guest that stays as it is, but for memory that it gives back all the time. */
+const GIVING: Rescan = { ...QUIET, tagged: FRAMES, unlocated: FRAMES, tagMs: 330 };
 
 function plan(request: ModeRequest): Plan {
   const can = { protocol: PEER_PROTOCOL, userfaultfd: { ok: true } };
@@ -50,7 +53,7 @@ function parts(finds: readonly Rescan[], readsAll = false) {
 }
 
 void t.test('what a scan has found is told before it is copied, and not at all when the guest moves', async (t) => {
-  const between: Rescan = { tagged: 12_000, changed: 12_000, zero: 0, sinceMs: 2_000, tagMs: 60 };
+  const between: Rescan = { tagged: 12_000, unlocated: 0, changed: 12_000, zero: 0, sinceMs: 2_000, tagMs: 60 };
   const { given, order, progress, rounds } = parts([between, QUIET]);
   t.same(await copyInRounds(given, plan({ mode: 'pre-copy' })), { rest: 'copy' });
   t.same(order, ['copy 1', 'rescan', 'tell changes 1', 'copy 2', 'rescan']);
@@ -85,6 +88,16 @@ void t.test('a guest that does not converge', async (t) => {
   await t.rejects(attempt({ mode: 'pre-copy', maxRounds: 1 }), {
     code: 'PT_NOT_CONVERGING',
     message: /after 1 round the .*there are no more rounds/,
+  });
+});
+
+void t.test('a guest that gives memory back moves once that has come to rest', async (t) => {
+  const { given, rounds } = parts([GIVING, GIVING, QUIET]);
+  t.same(await copyInRounds(given, plan({ mode: 'pre-copy' })), { rest: 'copy' });
+  t.equal(rounds.length, 3);
+  await t.rejects(copyInRounds(parts([GIVING]).given, plan({ mode: 'pre-copy', maxRounds: 4 })), {
+    code: 'PT_NOT_CONVERGING',
+    message: /after 4 rounds .* gives memory back all the time/,
   });
 });
 

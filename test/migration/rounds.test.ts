@@ -44,7 +44,7 @@ function simulate(guest: Guest, link: number, settings: RoundSettings, pass = PA
     rounds.push({ ...none(), changed, cache, source, wireBytes, ms });
     const dirty = Math.min(guest.workingSet, Math.round(guest.perMs * ms));
     const sinceMs = ms;
-    scans.push({ tagged: dirty, changed: dirty, zero: 0, sinceMs, tagMs: 0.5 + dirty / 200 });
+    scans.push({ tagged: dirty, unlocated: 0, changed: dirty, zero: 0, sinceMs, tagMs: 0.5 + dirty / 200 });
     const decision = decide(rounds, scans, pass, settings);
     if (decision.do !== 'again') return { rounds, scans, end: decision };
     changed = dirty;
@@ -118,7 +118,7 @@ void t.test('rounds run out', (t) => {
 });
 
 void t.test('pages that the destination knows cost little, but only once that was seen', (t) => {
-  const scan: Rescan = { tagged: 10_000, changed: 10_000, zero: 0, sinceMs: 1_000, tagMs: 50 };
+  const scan: Rescan = { tagged: 10_000, unlocated: 0, changed: 10_000, zero: 0, sinceMs: 1_000, tagMs: 50 };
   const first = { ...none(), changed: 65_536, cache: 60_000, source: 5_536, wireBytes: 5_536 * 4_000, ms: 180 };
   const early = estimateSwitch([first], [scan], PASS, 'copy');
   t.ok(early.fetchMs > 300, `${early.fetchMs} ms: what changes is not in the cache`);
@@ -129,7 +129,7 @@ void t.test('pages that the destination knows cost little, but only once that wa
 });
 
 void t.test('what the last pass costs', (t) => {
-  const scan: Rescan = { tagged: 100, changed: 10, zero: 10, sinceMs: 1_000, tagMs: 5 };
+  const scan: Rescan = { tagged: 100, unlocated: 0, changed: 10, zero: 10, sinceMs: 1_000, tagMs: 5 };
   const round = { ...none(), changed: 65_536, source: 65_536, wireBytes: 65_536 * 4_000, ms: 2_000 };
   const cheap = estimateSwitch([round], [scan], PASS, 'copy');
   t.equal(cheap.left, 0, 'zero frames are told, not fetched');
@@ -139,6 +139,15 @@ void t.test('what the last pass costs', (t) => {
     'where all of memory is read again, the guest stands still for that in every mode',
   );
   t.match(decide([round], [scan], { tagsAMs: 200, readsAll: 65_536 }, HYBRID), { do: 'again' });
+  const given = { ...scan, tagged: 65_536, unlocated: 65_536 };
+  const again = estimateSwitch([round], [given], PASS, 'copy');
+  t.equal(again.downtimeMs, all.downtimeMs, 'a guest that has just given memory back may do it once more');
+  t.match(decide([round], [given], PASS, PRE_COPY), { do: 'again' });
+  t.match(
+    decide([round, round], [given, scan], PASS, PRE_COPY),
+    { do: 'switch', because: 'fits' },
+    'it has come to rest',
+  );
   const lacking = estimateSwitch([{ ...round, lacking: 5_000 }], [scan], PASS, 'copy');
   t.equal(lacking.left, 5_000, 'what was read too late is left, too');
   t.end();
@@ -153,6 +162,7 @@ const anyRound: fc.Arbitrary<RoundReport> = fc.record({
 const anyScan: fc.Arbitrary<Rescan> = fc
   .record({
     tagged: figure,
+    unlocated: figure,
     changed: figure,
     share: fc.double({ min: 0, max: 1, noNaN: true }),
     sinceMs: millis,
