@@ -5,7 +5,7 @@ import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import type { Logger } from 'pino';
 import { PagetideError } from '../errors.ts';
-import type { VerifyResult, Vmm } from '../guests/driver.ts';
+import type { Movable, VerifyResult, Vmm } from '../guests/driver.ts';
 import { MemoryReleaser } from '../memory/release-memory.ts';
 import { IncomingMigration } from '../migration/incoming.ts';
 import type { MigrationHost } from '../migration/host.ts';
@@ -247,8 +247,7 @@ export class Agent implements AgentService {
     const state = await vmm.status();
     if (state !== 'running')
       throw new PagetideError('PT_GUEST_STATE', `guest '${name}' is ${state}: only a running guest is migrated`);
-    const plan = await this.#plan(request, vmm);
-    await vmm.checkMovable?.();
+    const plan = await this.#plan(request, vmm, (await vmm.checkMovable?.()) ?? {});
     await vmm.resetStats();
     this.#refuseBusy(name); // another request may have come meanwhile
     const machine = this.migrations.start(request, plan);
@@ -260,8 +259,8 @@ export class Agent implements AgentService {
    * How the guest is to move. An explicit post-copy needs no question: a destination that can't says so when it is to prepare, and
    * nothing has changed by then.
    */
-  async #plan(request: MigrateRequest, { record }: Vmm): Promise<Plan> {
-    const source = { pageSize: record.pageSize, tracking: writeTracking() };
+  async #plan(request: MigrateRequest, { record }: Vmm, movable: Movable): Promise<Plan> {
+    const source = { pageSize: record.pageSize, tracking: writeTracking(), ...movable };
     if (request.mode === 'post-copy') return planMigration(request, source, undefined);
     // what can't be is refused also where the destination can't be asked
     if (request.mode !== 'auto') planMigration(request, source, undefined);

@@ -4,7 +4,7 @@
  */
 import { stat } from 'node:fs/promises';
 import { asPagetideError, PagetideError, type ErrorJson } from '../errors.ts';
-import type { Vmm } from '../guests/driver.ts';
+import type { Movable, Vmm } from '../guests/driver.ts';
 import type { EvacuationGuest, EvacuationTarget } from '../migration/evacuation-plan.ts';
 import type { MigrationHost } from '../migration/host.ts';
 import { planMigration } from '../migration/modes.ts';
@@ -66,12 +66,15 @@ export async function survey(parts: SurveyParts, request: EvacuateRequest): Prom
       found.leaving.push({ guest: { ...none, unknownBytes: memory }, migration, to: peer });
       continue;
     }
-    const error = machine === undefined ? await obstacle(name, vmm) : busy(name);
-    if (error !== undefined) {
-      found.stuck.push({ guest: name, memory, error: error.toJSON() });
+    let movable: Movable;
+    try {
+      if (machine !== undefined) throw busy(name);
+      movable = await checkMovable(name, vmm);
+    } catch (thrown) {
+      found.stuck.push({ guest: name, memory, error: asPagetideError(thrown).toJSON() });
       continue;
     }
-    const source = { pageSize: vmm.record.pageSize, tracking: writeTracking() };
+    const source = { pageSize: vmm.record.pageSize, tracking: writeTracking(), ...movable };
     for (const [at, { can }] of targets.entries()) {
       try {
         planMigration(request, source, can);
@@ -144,17 +147,12 @@ function busy(name: string): PagetideError {
   });
 }
 
-/** Why this guest can't go anywhere now. */
-async function obstacle(name: string, vmm: Vmm): Promise<PagetideError | undefined> {
+/** How this guest may go. @throws PagetideError why it can't go anywhere now */
+async function checkMovable(name: string, vmm: Vmm): Promise<Movable> {
   const state = await statusOf(vmm);
   if (state !== 'running')
-    return new PagetideError('PT_GUEST_STATE', `guest '${name}' is ${state}: only a running guest is migrated`);
-  try {
-    await vmm.checkMovable?.();
-    return undefined;
-  } catch (thrown) {
-    return asPagetideError(thrown);
-  }
+    throw new PagetideError('PT_GUEST_STATE', `guest '${name}' is ${state}: only a running guest is migrated`);
+  return (await vmm.checkMovable?.()) ?? {};
 }
 
 /** Bytes of memory that exist: at most these are not zero. All of it where that can't be told. */

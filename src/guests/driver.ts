@@ -96,12 +96,18 @@ export interface GuestStats {
   heartbeats?: { firstNumber: number; firstUnixMicros: number; lastNumber: number; lastUnixMicros: number };
 }
 
+/** How a guest that can be moved may go. */
+export interface Movable {
+  /** Why by pre-copy alone: it must not run at the destination before all of its pages are there. Absent: by any mode. */
+  preCopyOnly?: string;
+}
+
 /** One VMM process on this host. All methods reject with a PagetideError; all have timeouts. */
 export interface Vmm {
   readonly record: GuestRecord;
   status(): Promise<VmmStatus>;
-  /** Rejects with PT_GUEST_UNSAFE when the guest, as it is now (devices come and go), cannot be moved. Before preparing. */
-  checkMovable?(): Promise<void>;
+  /** How the guest, as it is now (devices come and go), may be moved. Rejects with PT_GUEST_UNSAFE when it cannot be. Before preparing. */
+  checkMovable?(): Promise<Movable>;
   /** Its devices are the same from its start to its end: what tracking is worth now, it was worth before. */
   readonly constantDevices?: boolean;
   /** What tracking its writes is worth, with the devices that it has now. A VMM that can't tell: hints. */
@@ -119,7 +125,10 @@ export interface Vmm {
   saveState(sink: Writable): Promise<void>;
   /** Takes the state from `source`. Guest memory may fault meanwhile. Ends paused. */
   loadState(source: Readable): Promise<void>;
-  /** Gets the userfaultfd over the whole of guest memory, not yet registered. Destination, before loadState. */
+  /**
+   * Gets the userfaultfd over the whole of guest memory, not yet registered. Destination, before loadState. Rejects with
+   * PT_MODE_UNSUPPORTED where the guest must not run before all of its pages are there.
+   */
   acquire(): Promise<Acquired>;
   /** Asks the guest to check every frame of its memory. Null when the guest can't. Guest must be running. */
   verify(): Promise<VerifyResult | null>;

@@ -88,7 +88,7 @@ function stuck(
   rounds: number,
   { downtimeMs, dirtyPerSecond }: Estimate,
   givesBack: boolean,
-  { maxDowntimeMs, onNoConvergence }: NonNullable<Plan['copying']>,
+  { maxDowntimeMs, onNoConvergence, mustWait }: NonNullable<Plan['copying']>,
 ): CopyingEnd {
   const why =
     because === 'dirty'
@@ -103,7 +103,11 @@ function stuck(
     case 'pause':
       return { rest: 'copy', note: `${state}; so it stands still for longer` };
     case 'abort':
-      throw new PagetideError('PT_NOT_CONVERGING', state);
+      throw new PagetideError(
+        'PT_NOT_CONVERGING',
+        state,
+        mustWait ? { hint: 'Raise --max-downtime or --bandwidth, or choose --on-no-convergence pause.' } : {},
+      );
   }
 }
 

@@ -2,9 +2,9 @@
  * Which way a guest moves: what the operator asked for, held against what both hosts can do. Decides only; nothing has changed yet
  * when it refuses.
  *
- *   auto ── the destination has a userfaultfd ──┬── copying pays: hybrid
- *     │                                         └── huge pages, writes can't be tracked: post-copy
- *     └──── it has none ─────────────────────────── pre-copy
+ *   auto ── the guest may run before its pages are there ──┬── copying pays: hybrid
+ *     │                                                    └── huge pages, writes can't be tracked: post-copy
+ *     └──── it may not, or the destination has no userfaultfd: pre-copy
  */
 import { PagetideError } from '../errors.ts';
 import { PEER_PROTOCOL, type Capabilities, type Mode, type ModeWanted, type OnNoConvergence } from './types.ts';
@@ -44,6 +44,8 @@ export interface Plan {
     isStrict: boolean;
     maxRounds: number;
     onNoConvergence: OnNoConvergence;
+    /** There is no other way for this guest to this destination. */
+    mustWait: boolean;
   };
 }
 
@@ -53,6 +55,14 @@ export interface Source {
   pageSize: number;
   /** Whether the host can track writes of a running guest. */
   tracking: { ok: boolean; why?: string };
+  /** Why all of the guest's pages have to be there before it runs; see `Movable` in ../guests/driver.ts. */
+  preCopyOnly?: string;
+}
+
+/** Why a guest can't run at the destination before all of its pages are there, and what to do about it. */
+interface Wait {
+  why: string;
+  hint: string;
 }
 
 /** Page size of guests that are copied in rounds: one write makes a whole huge page dirty. */
@@ -69,13 +79,10 @@ export function planMigration(request: ModeRequest, source: Source, destination:
       'PT_PROTOCOL',
       `the destination speaks version ${destination.protocol}, this agent ${PEER_PROTOCOL}`,
     );
-  const serves = destination?.userfaultfd.ok !== false;
-  const none = `the destination has no userfaultfd (${destination?.userfaultfd.why ?? 'no reason given'})`;
-  const { mode, why } = request.mode === 'auto' ? choose(source, serves, none) : { mode: request.mode, why: undefined };
-  if (mode !== 'pre-copy' && !serves)
-    throw new PagetideError('PT_MODE_UNSUPPORTED', `${mode} is not possible: ${none}`, {
-      hint: 'Choose --mode pre-copy, or see `pagetide doctor` on that host.',
-    });
+  const wait = mustWait(source, destination);
+  const { mode, why } = request.mode === 'auto' ? choose(source, wait) : { mode: request.mode, why: undefined };
+  if (mode !== 'pre-copy' && wait !== undefined)
+    throw new PagetideError('PT_MODE_UNSUPPORTED', `${mode} is not possible: ${wait.why}`, { hint: wait.hint });
   if (mode !== 'post-copy' && source.pageSize !== COPIED_PAGE)
     throw new PagetideError(
       'PT_MODE_UNSUPPORTED',
@@ -85,10 +92,10 @@ export function planMigration(request: ModeRequest, source: Source, destination:
       },
     );
   const plan = { mode, bandwidth: request.bandwidth ?? 0, ...(why === undefined ? {} : { why }) };
-  if (mode === 'post-copy') return { ...plan, serves };
+  if (mode === 'post-copy') return { ...plan, serves: true };
   const { maxDowntimeMs, maxRounds, onNoConvergence = 'abort' } = request;
-  if (mode === 'pre-copy' && onNoConvergence === 'post-copy' && !serves)
-    throw new PagetideError('PT_MODE_UNSUPPORTED', `there is no falling over to post-copy: ${none}`, {
+  if (onNoConvergence === 'post-copy' && wait !== undefined)
+    throw new PagetideError('PT_MODE_UNSUPPORTED', `there is no falling over to post-copy: ${wait.why}`, {
       hint: 'Choose --on-no-convergence pause or abort.',
     });
   return {
@@ -99,6 +106,7 @@ export function planMigration(request: ModeRequest, source: Source, destination:
       isStrict: maxDowntimeMs !== undefined,
       maxRounds: maxRounds ?? (mode === 'hybrid' ? HYBRID_ROUNDS : PRE_COPY_ROUNDS),
       onNoConvergence,
+      mustWait: wait !== undefined,
     },
   };
 }
@@ -127,8 +135,18 @@ function checkRequest({ mode, maxDowntimeMs, maxRounds, onNoConvergence }: ModeR
     );
 }
 
-function choose({ pageSize, tracking }: Source, serves: boolean, none: string): { mode: Mode; why: string } {
-  if (!serves) return { mode: 'pre-copy', why: `pre-copy, as ${none}` };
+/** Undefined: it need not. */
+function mustWait({ preCopyOnly }: Source, destination: Capabilities | undefined): Wait | undefined {
+  if (preCopyOnly !== undefined) return { why: preCopyOnly, hint: 'Choose --mode pre-copy.' };
+  if (destination?.userfaultfd.ok !== false) return undefined;
+  return {
+    why: `the destination has no userfaultfd (${destination.userfaultfd.why ?? 'no reason given'})`,
+    hint: 'Choose --mode pre-copy, or see `pagetide doctor` on that host.',
+  };
+}
+
+function choose({ pageSize, tracking }: Source, wait: Wait | undefined): { mode: Mode; why: string } {
+  if (wait !== undefined) return { mode: 'pre-copy', why: `pre-copy, as ${wait.why}` };
   if (pageSize !== COPIED_PAGE)
     return { mode: 'post-copy', why: 'post-copy, as the guest has huge pages, of which one write makes all dirty' };
   if (!tracking.ok)

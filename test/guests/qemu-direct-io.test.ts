@@ -2,38 +2,21 @@
  * A real guest whose disk bypasses the page cache, on storage that is slow: reads are under way in each scan of its memory, and what they
  * bring later is reported by no other.
  */
-import { readFileSync } from 'node:fs';
 import t, { type Test } from 'tap';
 import type { QemuVmm } from '../../src/guests/qemu/vmm.ts';
-import { native } from '../../src/memory/native.ts';
 import { GuestScan, type GuestScanOptions } from '../../src/migration/guest-scan.ts';
 import { GuestTags } from '../../src/pages/guest-tags.ts';
-import { TAG_BYTES, TAG_PAGE } from '../../src/pages/tags.ts';
 import { openKey, openPool, silent, skipTracking } from '../pages/guest-support.ts';
 import { cannotBeSlow, diskWords, makeDisk, makeSlow } from '../support/disk.ts';
 import { until } from '../support/migrate.ts';
 import { bootGuest, needsQemu } from '../support/qemu-guest.ts';
+import { wrongFrames } from '../support/wrong-frames.ts';
 
 const qemu = needsQemu(true);
 const skip = qemu.skip === false ? skipTracking || cannotBeSlow() : qemu.skip;
 const READS_PER_SECOND = 20;
 /** So many that none is read into twice while it matters. */
 const PAGES = 1024;
-
-/** Frames whose tag in the manifest is not that of what the paused guest's memory holds. */
-function wrongFrames(vmm: QemuVmm, scan: GuestScan): number[] {
-  const page = readFileSync(vmm.record.files[0]!.path);
-  const frames = page.length / TAG_PAGE;
-  const right = Buffer.alloc(frames * TAG_BYTES);
-  const key = openKey(0);
-  native().tagPages(key.id, page, frames, right);
-  key.close();
-  const told = Buffer.from(scan.manifest.tags);
-  return Array.from({ length: frames }, (_, frame) => frame).filter((frame) => {
-    const at = frame * TAG_BYTES;
-    return right.compare(told, at, at + TAG_BYTES, at, at + TAG_BYTES) !== 0;
-  });
-}
 
 /** Scans the guest in rounds while its disk reads, and at last paused; resolves to the frames that the manifest has wrong then. */
 async function missed(t: Test, vmm: QemuVmm, options: GuestScanOptions): Promise<number[]> {

@@ -173,6 +173,18 @@ void t.test('the guest notices a page that someone else changed', qemu, async (t
   t.equal(await vmm.status(), 'running');
 });
 
+void t.test('a guest with a balloon is one for pre-copy alone, at either end', qemu, async (t) => {
+  const more = ['-device', 'virtio-balloon-pci'];
+  const { vmm } = await bootGuest(t, { more });
+  t.match(await vmm.checkMovable(), { preCopyOnly: /balloon/ });
+  const plain = await bootGuest(t, {}, await makePlace(t, 'plain'));
+  t.strictSame(await plain.vmm.checkMovable(), {});
+  const waiting = endAfter(t, await qemuDriver.prepare(await makePlace(t, 'there'), vmm.record.description));
+  const error = { code: 'PT_MODE_UNSUPPORTED', message: /balloon/, hint: /pre-copy/ };
+  await t.rejects(waiting.acquire(), error, 'whatever the source says');
+  t.strictSame(native().findUserfaults(waiting.record.pid), [], 'nothing was put into its process');
+});
+
 void t.test('what cannot be moved is refused, and nothing is left', qemu, async (t) => {
   const place = await makePlace(t);
   const options = await guestOptions();
@@ -186,7 +198,14 @@ void t.test('what cannot be moved is refused, and nothing is left', qemu, async 
     t.notOk(existsSync(join(place.folder, 'qmp.sock')), `${name}: no socket left`);
   };
   const unsafe = (message: RegExp) => ({ code: 'PT_GUEST_UNSAFE', message });
-  await refuses((argv) => [...argv, '-device', 'virtio-balloon-pci'], unsafe(/virtio-balloon-pci/), 'balloon');
+  const balloon = (features: string) => (argv: string[]) => [
+    ...[...argv, '-object', 'iothread,id=io'],
+    ...['-device', `virtio-balloon-pci,id=b,iothread=io,${features}`],
+  ];
+  const which = (feature: string) =>
+    unsafe(new RegExp(`balloon /machine/peripheral/b/virtio-backend has ${feature}=on`));
+  await refuses(balloon('free-page-reporting=on'), which('free-page-reporting'), 'free page reporting');
+  await refuses(balloon('free-page-hint=on'), which('free-page-hint'), 'free page hints');
   await refuses((argv) => [...argv, '-overcommit', 'mem-lock=on'], unsafe(/mem-lock/), 'locked memory');
   await refuses((argv) => [...argv, '-mem-prealloc'], { code: 'PT_BAD_ARGUMENT' }, 'preallocated memory');
   await refuses(

@@ -4,6 +4,7 @@ import { createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
+import type { GuestDescription } from '../../src/guests/driver.ts';
 import { assertSafe, findObjections, memoryFiles } from '../../src/guests/qemu/allow-list.ts';
 import {
   buildCommand,
@@ -13,6 +14,7 @@ import {
   planCommand,
 } from '../../src/guests/qemu/arguments.ts';
 import { memoryPrefix } from '../../src/guests/marks.ts';
+import { wasMadeWithBalloon, whyPreCopyOnly } from '../../src/guests/qemu/balloon.ts';
 import { parseNetwork, type Inventory, type RamObject } from '../../src/guests/qemu/inventory.ts';
 import { deviceNumbers, mountOptions, parseMaps, rangesOfFile } from '../../src/guests/qemu/memory-map.ts';
 import { nextChain, SelfCheck } from '../../src/guests/qemu/self-check.ts';
@@ -59,6 +61,7 @@ function inventory(change: Partial<Inventory> = {}): Inventory {
     devices: ['qemu64-x86_64-cpu', 'q35-pcihost', 'ICH9-LPC', 'virtio-net-pci', 'virtio-net-device', 'VGA'].map(
       (type) => ({ path: `/machine/${type}`, type }),
     ),
+    balloons: [],
     objects: [{ id: 'ram', type: 'memory-backend-file' }],
     network: [{ name: 'net0', type: 'tap' }],
     block: [{ name: '#block1', driver: 'qcow2' }],
@@ -77,6 +80,40 @@ void t.test('a plain guest is safe, in either role', (t) => {
     t.strictSame(findObjections(inventory({ role })), []);
     assertSafe(inventory({ role }));
   }
+  t.end();
+});
+
+/** An inventory with a balloon, as QEMU lists it: a device in a slot, and the one inside. */
+function balloon(features: Partial<Inventory['balloons'][0]> = {}, type = 'virtio-balloon-pci'): Partial<Inventory> {
+  const path = '/machine/peripheral/b';
+  const inside = { path: `${path}/virtio-backend`, type: 'virtio-balloon-device' };
+  return {
+    devices: [{ path, type }, inside],
+    balloons: [{ ...inside, reporting: false, hinting: false, ...features }],
+  };
+}
+
+void t.test('a guest with a balloon goes by pre-copy alone', (t) => {
+  const made = (...devices: string[]): GuestDescription => ({
+    driver: 'qemu',
+    memory: { size: 64 * MIB, pageSize: 4096, files: [] },
+    config: { shape: { devices } },
+  });
+  t.equal(whyPreCopyOnly(inventory(), made('net:virtio-net-pci')), undefined);
+  t.equal(whyPreCopyOnly(inventory(), made()), undefined);
+  for (const type of ['virtio-balloon-pci', 'virtio-balloon-pci-transitional', 'virtio-balloon-pci-non-transitional']) {
+    const guest = inventory(balloon({}, type));
+    t.strictSame(findObjections(guest), [], type);
+    t.match(whyPreCopyOnly(guest, made()), /balloon/, `${type}: plugged in since it was started`);
+    t.match(
+      whyPreCopyOnly(inventory(), made('rng:virtio-rng-pci', `b:${type}`)),
+      /balloon/,
+      `${type}: unplugged since`,
+    );
+    t.ok(wasMadeWithBalloon(made(`:${type}`)), `${type} without a name`);
+  }
+  t.notOk(wasMadeWithBalloon(made('virtio-balloon-pci:virtio-rng-pci')), 'a name is no type');
+  t.notOk(wasMadeWithBalloon({ ...made(), driver: 'embedded', config: {} }));
   t.end();
 });
 
@@ -108,7 +145,13 @@ void t.test('everything else is refused, by name', (t) => {
     ['virtiofs', device('virtio-fs-pci'), /another process/],
     ['vhost-vsock', device('vhost-vsock-pci'), /another process/],
     ['ivshmem', device('ivshmem-plain'), /shared memory/],
-    ['balloon', device('virtio-balloon-pci'), /takes pages away/],
+    [
+      'free page reporting',
+      balloon({ reporting: true }),
+      /\/machine\/peripheral\/b\/virtio-backend has free-page-reporting=on/,
+    ],
+    ['free page hints', balloon({ hinting: true }), /free-page-hint=on/],
+    ['a balloon of another kind', device('virtio-balloon-ccw'), /not on the list/],
     ['virtio-mem', device('virtio-mem-pci'), /adds or removes/],
     ['usb-host', device('usb-host'), /hardware/],
     ['scsi-generic', device('scsi-generic'), /hardware/],

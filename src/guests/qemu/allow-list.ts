@@ -1,6 +1,7 @@
 /** Decides whether a QEMU guest can be moved without harm. Pure: everything it knows is in the inventory. */
 import { PagetideError } from '../../errors.ts';
 import type { MemoryFile } from '../driver.ts';
+import { balloonObjections } from './balloon.ts';
 import { optionObjections, parseOptions } from './arguments.ts';
 import { matches, SAFE_DEVICES, SAFE_NETDEVS, SAFE_OBJECTS, UNSAFE_BLOCK_DRIVERS, UNSAFE_DEVICES } from './devices.ts';
 import type { Inventory, RamObject } from './inventory.ts';
@@ -15,6 +16,7 @@ export function findObjections(inventory: Inventory): string[] {
     ...machineObjections(inventory),
     ...memoryObjections(inventory),
     ...deviceObjections(inventory),
+    ...balloonObjections(inventory),
     ...backendObjections(inventory),
     ...optionObjections(parseOptions(inventory.commandLine.slice(1)), inventory.role === 'destination'),
     ...inventory.blockers.map((reason) => `QEMU itself refuses to migrate it: ${reason}`),

@@ -5,10 +5,13 @@
  * A device is safe when
  *   1. every byte it reads or writes in guest memory goes through QEMU's own mapping, in QEMU's own process, so that a
  *      missing page faults there (userfaultfd) and a write is seen (write tracking);
- *   2. it never gives guest memory back (balloon, virtio-mem), nor brings memory of its own that the guest uses as RAM;
+ *   2. it never gives guest memory back (virtio-mem), nor brings memory of its own that the guest uses as RAM. A balloon does give it
+ *      back, and is safe within limits: balloon.ts;
  *   3. all its state travels in QEMU's device state, none lives in the host's hardware or in another process.
  * docs/qemu.md explains the groups to operators; keep the two in step.
  */
+import { BALLOON_TYPE } from './balloon.ts';
+
 export interface DeviceGroup {
   group: string;
   why: string;
@@ -106,6 +109,11 @@ export const SAFE_DEVICES: readonly DeviceGroup[] = [
     ],
   },
   {
+    group: 'memory balloon',
+    why: 'Pages are punched out of the memory file, which is noticed; such a guest moves by pre-copy alone, see balloon.ts.',
+    types: [BALLOON_TYPE],
+  },
+  {
     group: 'disks and their controllers',
     why: "DMA is by QEMU's block layer, which is drained when the guest stops. Storage must be reachable from both hosts.",
     types: [
@@ -162,7 +170,6 @@ export const UNSAFE_DEVICES: readonly { type: RegExp; why: string }[] = [
   { type: /^vfio-|^vdpa|-vdpa/, why: 'the host device writes guest memory by DMA that nothing here sees' },
   { type: /^vhost-|^virtio-(fs|9p)/, why: 'another process, or the host kernel, keeps state and writes guest memory' },
   { type: /^ivshmem/, why: 'other processes write its shared memory' },
-  { type: /^virtio-balloon/, why: 'it takes pages away from guest memory while they may still be on their way' },
   {
     type: /^virtio-mem|^pc-dimm|^nvdimm|^virtio-pmem/,
     why: 'it adds or removes guest memory beyond the memory the guest began with',

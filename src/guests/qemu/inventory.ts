@@ -46,6 +46,8 @@ export interface Inventory {
   pluggedMemory: number;
   /** Every device below /machine: its QOM path and type. */
   devices: { path: string; type: string }[];
+  /** What balloons are allowed to do; `path` as in `devices`. True also where this QEMU does not say. */
+  balloons: { path: string; reporting: boolean; hinting: boolean }[];
   /** Everything in /objects. */
   objects: { id: string; type: string }[];
   /** `info network`: name and type of every back end and card. */
@@ -97,6 +99,7 @@ export async function collectInventory(qmp: QmpClient, pid: number, role: Invent
     const id = memdev.id ?? '';
     ram.push(await ramObject(qmp, { ...memdev, id, share: memdev.share ?? false }, types.get(id) ?? 'unknown', proc));
   }
+  const devices = await collectDevices(qmp);
   return {
     role,
     version: qmp.version,
@@ -107,7 +110,8 @@ export async function collectInventory(qmp: QmpClient, pid: number, role: Invent
     ram,
     baseMemory: memory['base-memory'],
     pluggedMemory: memory['plugged-memory'] ?? 0,
-    devices: await collectDevices(qmp),
+    devices,
+    balloons: await collectBalloons(qmp, devices),
     objects: objects.map(({ name, type }) => ({ id: name, type })),
     network: parseNetwork(network),
     block: blockNodes.map(({ 'node-name': name, drv: driver, cache }) => ({
@@ -156,6 +160,29 @@ async function collectDevices(qmp: QmpClient): Promise<Inventory['devices']> {
   };
   await walk('/machine');
   return found;
+}
+
+/** What QEMU says of each balloon. */
+async function collectBalloons(qmp: QmpClient, devices: Inventory['devices']): Promise<Inventory['balloons']> {
+  const found: Inventory['balloons'] = [];
+  for (const { path, type } of devices) {
+    if (type !== 'virtio-balloon-device') continue;
+    const [reporting, hinting] = await Promise.all(
+      ['free-page-reporting', 'free-page-hint'].map((name) => property(qmp, path, name)),
+    );
+    found.push({ path, reporting: reporting !== false, hinting: hinting !== false });
+  }
+  return found;
+}
+
+/** Undefined where the object has no such property, by its type or this version of QEMU. */
+async function property(qmp: QmpClient, path: string, name: string): Promise<unknown> {
+  try {
+    return await qmp.execute('qom-get', { path, property: name });
+  } catch (error) {
+    if (error instanceof QmpError) return undefined;
+    throw error;
+  }
 }
 
 /** Lines such as ` \ net0: index=0,type=user,net=10.0.2.0` of HMP's `info network`; QMP has no equal. */
@@ -209,15 +236,9 @@ async function ramObject(
   type: string,
   proc: ProcessFacts,
 ): Promise<RamObject> {
-  const property = async (name: string): Promise<unknown> => {
-    try {
-      return await qmp.execute('qom-get', { path: `/objects/${memdev.id}`, property: name });
-    } catch (error) {
-      if (error instanceof QmpError) return undefined; // this type or version has no such property
-      throw error;
-    }
-  };
-  const [path, discard, pmem, offset] = await Promise.all(['mem-path', 'discard-data', 'pmem', 'offset'].map(property));
+  const [path, discard, pmem, offset] = await Promise.all(
+    ['mem-path', 'discard-data', 'pmem', 'offset'].map((name) => property(qmp, `/objects/${memdev.id}`, name)),
+  );
   const object: RamObject = {
     id: memdev.id,
     type,

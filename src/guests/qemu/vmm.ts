@@ -4,10 +4,21 @@ import { join } from 'node:path';
 import type { Readable, Writable } from 'node:stream';
 import { PagetideError } from '../../errors.ts';
 import { native } from '../../memory/native.ts';
-import type { Acquired, GuestRecord, GuestStats, MemoryFile, Moment, VerifyResult, Vmm, VmmStatus } from '../driver.ts';
+import type {
+  Acquired,
+  GuestRecord,
+  GuestStats,
+  MemoryFile,
+  Moment,
+  Movable,
+  VerifyResult,
+  Vmm,
+  VmmStatus,
+} from '../driver.ts';
 import { endProcess, isAlive, watchProcess, type ProcessWatch } from '../process.ts';
 import { trackingOf, type WriteTracking } from '../tracking.ts';
 import { assertSafe } from './allow-list.ts';
+import { wasMadeWithBalloon, whyPreCopyOnly } from './balloon.ts';
 import { loadDeviceState, saveDeviceState } from './device-state.ts';
 import { collectInventory } from './inventory.ts';
 import { findRegions } from './memory-map.ts';
@@ -162,8 +173,11 @@ export class QemuVmm implements Vmm {
     }
   }
 
-  async checkMovable(): Promise<void> {
-    assertSafe(await collectInventory(await this.#monitor(), this.record.pid, 'source'));
+  async checkMovable(): Promise<Movable> {
+    const inventory = await collectInventory(await this.#monitor(), this.record.pid, 'source');
+    assertSafe(inventory);
+    const preCopyOnly = whyPreCopyOnly(inventory, this.record.description);
+    return preCopyOnly === undefined ? {} : { preCopyOnly };
   }
 
   async tracking(): Promise<WriteTracking> {
@@ -239,6 +253,11 @@ export class QemuVmm implements Vmm {
   }
 
   async acquire(): Promise<Acquired> {
+    // a source knows that, and asks for pre-copy: a guest that runs here depends on more than its word
+    if (wasMadeWithBalloon(this.record.description))
+      throw new PagetideError('PT_MODE_UNSUPPORTED', 'a guest with a memory balloon is not served by userfaultfd', {
+        hint: 'Choose --mode pre-copy.',
+      });
     if (!this.#alive()) throw await this.#goneError();
     await assertNothingPresent(this.record.files);
     const regions = await findRegions(this.record.pid, this.record.files);
