@@ -2,22 +2,16 @@
 import t from 'tap';
 import { native } from '../../src/memory/native.ts';
 import { skipTracking } from '../pages/guest-support.ts';
-import { cluster, type TestAgent } from '../support/cluster.ts';
+import { cluster } from '../support/cluster.ts';
 import { share } from '../support/domains.ts';
 import { migrate, reportFaults, stillLeft, until } from '../support/migrate.ts';
-import { BOOT_MS, guestOptions, needsQemu } from '../support/qemu-guest.ts';
+import { needsQemu, type GuestShape } from '../support/qemu-guest.ts';
+import { bootAt } from '../support/qemu-pair.ts';
 
 const qemu = needsQemu();
 const skip = qemu.skip === false ? skipTracking : qemu.skip;
 /** Alike: the same template, and a kernel that lies in the same place. Nearly idle, as each takes a core when it is not. */
 const settings = 'pagetide.rate=20 pagetide.limit=48 pagetide.beat=200 nokaslr';
-
-async function boot(agent: TestAgent, name: string, seed: number): Promise<void> {
-  const options = await guestOptions({ memory: '128', settings: `${settings} pagetide.seed=${seed}` });
-  await agent.client.runGuest({ name, driver: 'qemu', options: { ...options }, domain: 'shop' });
-  const booted = async (): Promise<boolean> => ((await agent.client.showGuest(name)).stats?.operations ?? 0) > 0;
-  await until(`${name} has booted`, booted, BOOT_MS);
-}
 
 void t.test('a QEMU guest that arrives takes pages from one like it', { ...qemu, skip }, async (t) => {
   const made = cluster(t);
@@ -27,7 +21,8 @@ void t.test('a QEMU guest that arrives takes pages from one like it', { ...qemu,
     if (!t.passing()) for (const agent of [a, b]) t.comment(agent.log().slice(-30).join('\n'));
   });
   await share('shop', a, b);
-  await Promise.all([boot(b, 'sibling', 1), boot(a, 'guest', 2)]);
+  const like = (seed: number): GuestShape => ({ memory: '128', settings: `${settings} pagetide.seed=${seed}` });
+  await Promise.all([bootAt(b, 'sibling', like(1), 'shop'), bootAt(a, 'guest', like(2), 'shop')]);
   const tagged = (): boolean => b.log().some((line) => line.includes('are tagged') && line.includes('"sibling"'));
   await until('the sibling is tagged', tagged);
   const { pid } = await b.client.showGuest('sibling');
