@@ -166,6 +166,7 @@ export class Agent implements AgentService {
     this.#metrics.setPeers(this.#host.pageServer.tagCounters());
     this.#metrics.setMismatches(this.#mismatches());
     if (resident !== undefined) this.#metrics.setResident(resident.stats());
+    this.#metrics.setEvacuations(this.#evacuations.figures());
     return this.#metrics.text();
   }
 

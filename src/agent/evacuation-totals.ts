@@ -29,6 +29,32 @@ export function totalsOf(entries: readonly Counted[]): EvacuationTotals {
   return { moved: count('moved'), stay: count('stays'), frames, bytes, longestDowntimeMs };
 }
 
+/** Guests of an evacuation by what has become of them so far. */
+export interface EvacuationCounts {
+  waiting: number;
+  moving: number;
+  moved: number;
+  /** Stays, and was not moved to the end: it can't go, nobody takes it, or it was stopped or cancelled. */
+  left: number;
+  /** Stays as its migration failed, to the last target that it was tried with. */
+  failed: number;
+}
+
+interface Tried extends Counted {
+  /** By target. */
+  refused: ReadonlyMap<string, ErrorJson>;
+}
+
+export function countsOf(entries: readonly Tried[]): EvacuationCounts {
+  const counts: EvacuationCounts = { waiting: 0, moving: 0, moved: 0, left: 0, failed: 0 };
+  for (const entry of entries) counts[entry.state === 'stays' ? whyStays(entry) : entry.state]++;
+  return counts;
+}
+
+function whyStays({ refused, error }: Tried): 'left' | 'failed' {
+  return refused.size > 0 && error?.code !== 'PT_CANCELLED' ? 'failed' : 'left';
+}
+
 function add<T extends Record<keyof T, number>>(sum: T, more: T): void {
   for (const key of Object.keys(sum) as (keyof T)[]) sum[key] = (sum[key] + more[key]) as T[keyof T];
 }

@@ -22,7 +22,7 @@ import { asPagetideError, errorFromJson, PagetideError, type ErrorCode, type Err
 import { areAlike, planEvacuation, type EvacuationGuest, type EvacuationTarget } from '../migration/evacuation-plan.ts';
 import type { MigrationInfo, Phase } from '../migration/types.ts';
 import type { Survey, SurveyedTarget } from './evacuation-survey.ts';
-import { totalsOf } from './evacuation-totals.ts';
+import { countsOf, totalsOf, type EvacuationCounts } from './evacuation-totals.ts';
 import type { EvacuatedGuest, EvacuatedState, EvacuateRequest, EvacuationInfo, MigrateRequest } from './service.ts';
 import { formatSize } from './units.ts';
 
@@ -167,6 +167,10 @@ export class Evacuation {
       guests: this.#entries.map(infoOf),
       totals: totalsOf(this.#entries),
     };
+  }
+
+  counts(): EvacuationCounts {
+    return countsOf(this.#entries);
   }
 
   /** Begins whatever may begin now; ends it when nothing is left. */

@@ -1,11 +1,21 @@
 /** The one evacuation that an agent may have under way, and the last one that it had. */
 import { PagetideError } from '../errors.ts';
 import { Evacuation, type EvacuationParts } from './evacuation.ts';
+import { countsOf, type EvacuationCounts } from './evacuation-totals.ts';
 import { survey, type SurveyParts } from './evacuation-survey.ts';
 import type { EvacuateRequest, EvacuationInfo } from './service.ts';
 
 /** A watcher is told at most this often, milliseconds: guests change many times a second, and each time all of them are told. */
 const TELL_MS = 200;
+
+/** What this agent's evacuations came to since it started. */
+export interface EvacuationFigures {
+  underWay: boolean;
+  /** Of the one that is under way; what is over counts in the sums alone. */
+  guests: Pick<EvacuationCounts, 'waiting' | 'moving'>;
+  /** Of all of them together. */
+  outcomes: Pick<EvacuationCounts, 'moved' | 'left' | 'failed'>;
+}
 
 export class Evacuations {
   readonly #parts: EvacuationParts & SurveyParts;
@@ -13,6 +23,8 @@ export class Evacuations {
   /** One is being begun. */
   #isBeginning = false;
   #isClosed = false;
+  /** Of those before the last. */
+  #earlier: EvacuationFigures['outcomes'] = { moved: 0, left: 0, failed: 0 };
   readonly #watchers = new Set<() => void>();
 
   constructor(parts: EvacuationParts & SurveyParts) {
@@ -38,6 +50,8 @@ export class Evacuations {
       evacuation.onChange(() => {
         for (const told of [...this.#watchers]) told();
       });
+      // what has become of a guest by its end is final
+      this.#earlier = this.figures().outcomes;
       this.#last = evacuation;
       evacuation.begin();
       return evacuation.info();
@@ -49,6 +63,17 @@ export class Evacuations {
   /** @throws PagetideError `PT_EVACUATION_UNKNOWN`, as the next two */
   show(): EvacuationInfo {
     return this.#need().info();
+  }
+
+  figures(): EvacuationFigures {
+    const last = this.#last;
+    const { waiting, moving, moved, left, failed } = last?.counts() ?? countsOf([]);
+    const earlier = this.#earlier;
+    return {
+      underWay: last?.ended === false,
+      guests: { waiting, moving },
+      outcomes: { moved: earlier.moved + moved, left: earlier.left + left, failed: earlier.failed + failed },
+    };
   }
 
   async *watch(signal: AbortSignal): AsyncIterable<EvacuationInfo> {

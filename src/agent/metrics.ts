@@ -3,6 +3,7 @@ import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom
 import type { CacheStats } from '../pages/cache.ts';
 import type { ResidentStats } from '../pages/resident.ts';
 import type { PageCounters } from '../transport/page-server.ts';
+import type { EvacuationFigures } from './evacuations.ts';
 import type { GuestState } from './service.ts';
 
 const GUEST_STATES: readonly GuestState[] = ['running', 'paused', 'incoming', 'in-doubt', 'alarm', 'gone'];
@@ -122,9 +123,26 @@ export function createMetrics(options: MetricsOptions = {}) {
     labelNames: ['event'] as const,
     registers,
   });
+  const evacuations = new Gauge({
+    name: 'pagetide_evacuations_under_way',
+    help: '1 while this host is being evacuated',
+    registers,
+  });
+  const evacuating = new Gauge({
+    name: 'pagetide_evacuation_guests',
+    help: 'Guests of the evacuation that is under way, by state (waiting, moving)',
+    labelNames: ['state'] as const,
+    registers,
+  });
+  const evacuated = new Counter({
+    name: 'pagetide_evacuated_guests_total',
+    help: 'Guests of evacuations, by outcome (moved; left here: not able to go, no room for it, stopped or cancelled; failed: left as its migration failed)',
+    labelNames: ['outcome'] as const,
+    registers,
+  });
   const alarms = new Counter({
     name: 'pagetide_alarms_total',
-    help: 'Things that must never happen, by kind: any increase wants a person',
+    help: 'Things that must never happen, by kind (page-damaged: frames that their source altered; foreign-page: guests stopped for a page that nobody put there): any increase wants a person',
     labelNames: ['kind'] as const,
     registers,
   });
@@ -178,6 +196,13 @@ export function createMetrics(options: MetricsOptions = {}) {
       residentBytes.set(indexBytes);
       residentEvents.reset(); // as with the cache
       for (const [event, count] of Object.entries({ hits, misses, stale })) residentEvents.inc({ event }, count);
+    },
+    /** As the evacuations of this agent count. */
+    setEvacuations({ underWay, guests: counts, outcomes }: EvacuationFigures): void {
+      evacuations.set(underWay ? 1 : 0);
+      for (const [state, count] of Object.entries(counts)) evacuating.set({ state }, count);
+      evacuated.reset(); // as with the cache
+      for (const [outcome, count] of Object.entries(outcomes)) evacuated.inc({ outcome }, count);
     },
     /** The whole in Prometheus' text format. */
     text: (): Promise<string> => registry.metrics(),

@@ -189,8 +189,10 @@ void t.test('a target that can’t take a guest: another one; none is left: it s
   t.equal(world.error('a'), 'PT_VMM_REFUSED_STATE');
   await world.until(() => world.begun().includes('b'));
   world.to('b', 'done');
+  t.match(world.evacuation.counts(), { moving: 1, moved: 0, left: 0, failed: 1 });
   await world.until(() => world.evacuation.ended);
   t.match(world.evacuation.info().totals, { moved: 1, stay: 1 });
+  t.match(world.evacuation.counts(), { waiting: 0, moving: 0, moved: 1, left: 0, failed: 1 });
 });
 
 void t.test('a target that is gone is nobody’s any more; a guest’s own failure is final', async (t) => {
@@ -231,9 +233,10 @@ void t.test('stopped: nobody begins any more; cancelled: those under way are ask
   t.notOk(world.evacuation.ended);
   world.evacuation.stop(true);
   t.same(world.cancelled, ['a']);
-  world.to('a', 'cancelled');
+  world.to('a', 'cancelled', new PagetideError('PT_CANCELLED', 'the migration was cancelled'));
   await world.until(() => world.evacuation.ended);
   t.match(world.evacuation.info().totals, { moved: 0, stay: 3 });
+  t.match(world.evacuation.counts(), { moved: 0, left: 3, failed: 0 }, 'that is no failure');
   t.same(world.begun(), ['a'], 'it is not tried again');
 });
 
@@ -281,6 +284,7 @@ void t.test('what is under way from before is followed; what can’t go is told'
   world.to('a', 'done');
   await world.until(() => world.evacuation.ended);
   t.match(world.evacuation.info().totals, { moved: 2, stay: 1 });
+  t.match(world.evacuation.counts(), { moved: 2, left: 1, failed: 0 });
 });
 
 void t.test('the bandwidth is divided anew with each that comes and goes', async (t) => {

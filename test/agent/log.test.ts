@@ -47,6 +47,14 @@ void t.test('metrics', async (t) => {
   metrics.faultLatency.observe(42e-6);
   metrics.bytes.inc({ direction: 'incoming', kind: 'wire' }, 4096);
   metrics.alarms.inc({ kind: 'foreign-page' });
+  metrics.setEvacuations({
+    ...{ underWay: true, guests: { waiting: 3, moving: 2 } },
+    outcomes: { moved: 5, left: 1, failed: 1 },
+  });
+  metrics.setEvacuations({
+    ...{ underWay: false, guests: { waiting: 0, moving: 0 } },
+    outcomes: { moved: 9, left: 1, failed: 2 },
+  });
   metrics.setGuests(['running', 'running', 'alarm']);
   metrics.setGuests(['running']);
   const text = await metrics.text();
@@ -55,6 +63,10 @@ void t.test('metrics', async (t) => {
   t.match(text, 'pagetide_fault_seconds_bucket{le="0.00005"} 1');
   t.match(text, 'pagetide_bytes_total{direction="incoming",kind="wire"} 4096');
   t.match(text, 'pagetide_alarms_total{kind="foreign-page"} 1');
+  t.match(text, 'pagetide_evacuations_under_way 0');
+  t.match(text, 'pagetide_evacuation_guests{state="moving"} 0');
+  t.match(text, 'pagetide_evacuated_guests_total{outcome="moved"} 9');
+  t.match(text, 'pagetide_evacuated_guests_total{outcome="failed"} 2');
   t.match(text, 'pagetide_guests{state="running"} 1');
   t.match(text, 'pagetide_guests{state="alarm"} 0', 'a state that nobody is in any more');
   const others = await other.text();

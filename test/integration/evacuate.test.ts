@@ -56,6 +56,13 @@ function told({ guests }: EvacuationInfo): string {
   return guests.map(({ guest, state, error }) => `${guest} ${state} ${error?.message ?? ''}`).join('; ');
 }
 
+/** What the agent tells Prometheus of its evacuations. */
+async function counted(agent: TestAgent): Promise<Record<string, number>> {
+  const text = await (await fetch(`${agent.url}/metrics`)).text();
+  const values = text.matchAll(/^pagetide_(?:evacuations?|evacuated)_(?:\w+\{\w+="(\w+)"\}|(\w+)) (\d+)$/gm);
+  return Object.fromEntries([...values].map(([, kind, name, value]) => [kind ?? name!, Number(value)]));
+}
+
 async function guestsOf(agent: TestAgent): Promise<string[]> {
   return (await agent.client.listGuests()).map(({ name }) => name).sort();
 }
@@ -121,6 +128,7 @@ void t.test('Ctrl-C lets those under way arrive; repeating goes on with the othe
   const second = await runCli(t, ['evacuate', ...slow]);
   t.equal(second.code, 1);
   t.match(second.stderr, /error PT_EVACUATING/);
+  t.same(await counted(a), { under_way: 1, waiting: 0, moving: 1, moved: 0, left: 2, failed: 0 });
   const { code, stdout, stderr } = await cli.finished;
   t.equal(code, 1);
   t.match(stderr, /no further guest begins/);
@@ -135,6 +143,7 @@ void t.test('Ctrl-C lets those under way arrive; repeating goes on with the othe
   t.match(info, { totals: { moved: 2, stay: 0 } });
   await allSound(t, info, [b]);
   t.same(await guestsOf(a), []);
+  t.same(await counted(a), { under_way: 0, waiting: 0, moving: 0, moved: 3, left: 2, failed: 0 }, 'of both together');
 });
 
 void t.test('who only watches may go; a second Ctrl-C cancels; the agent may restart', { skip }, async (t) => {
@@ -205,6 +214,7 @@ void t.test('a guest that nobody takes stays, the others go', { skip }, async (t
   t.same(await guestsOf(b), ['loner', 'one']);
   const alone = await runCli(t, ['evacuate', '--to', b.url, ...at(a)]);
   t.equal(alone.code, 1, 'as often as it is tried');
+  t.match(await counted(a), { moved: 2, left: 0, failed: 2 });
 });
 
 void t.test('one bandwidth for all together, divided anew as they come and go', { skip }, async (t) => {
