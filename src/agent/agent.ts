@@ -37,6 +37,7 @@ import { roomLeft } from './room.ts';
 import { statusOf, type Guest, type Guests } from './guests.ts';
 import type { Journal } from './journal.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
+import { MigrationCounts } from './migration-counts.ts';
 import { Migrations } from './migrations.ts';
 import type {
   AgentInfo,
@@ -71,12 +72,7 @@ export class Agent implements AgentService {
   readonly #evacuations: Evacuations;
   readonly #metrics: Metrics = createMetrics({ process: true });
   readonly #startedAt = performance.now();
-  /** Migrations whose end has been counted. */
-  readonly #counted = new Set<string>();
-  /** Pages that were not those of their tags, of migrations that ended. */
-  readonly #mismatched = { source: 0, peer: 0 };
-  /** Alarms of a migration that were counted. */
-  readonly #alarms = new WeakMap<object, number>();
+  readonly #counts = new MigrationCounts(this.#metrics);
   readonly #watchers = new Set<() => void>();
   #follow: (() => void) | undefined;
   readonly #memory = new MemoryReleaser(() => this.#isIdle(), true);
@@ -119,8 +115,7 @@ export class Agent implements AgentService {
       log,
     });
     this.migrations.onChange(() => {
-      this.#countEnds();
-      this.#countAlarms();
+      this.#counts.look(this.migrations.all());
       if (this.#isIdle()) this.#memory.ended();
       this.#follow?.();
       for (const told of [...this.#watchers]) told();
@@ -164,7 +159,7 @@ export class Agent implements AgentService {
     const { cache, resident } = this.#host.shared;
     if (cache !== undefined) this.#metrics.setCache(cache.stats());
     this.#metrics.setPeers(this.#host.pageServer.tagCounters());
-    this.#metrics.setMismatches(this.#mismatches());
+    this.#metrics.setMismatches(this.#counts.mismatches(this.migrations.all()));
     if (resident !== undefined) this.#metrics.setResident(resident.stats());
     this.#metrics.setEvacuations(this.#evacuations.figures());
     return this.#metrics.text();
@@ -452,48 +447,8 @@ export class Agent implements AgentService {
     });
   }
 
-  /** Of the migrations that ended, and of those that are under way. */
-  #mismatches(): { source: number; peer: number } {
-    const sum = { ...this.#mismatched };
-    for (const machine of this.migrations.all()) {
-      if (machine.ended || !(machine instanceof IncomingMigration)) continue;
-      sum.source += machine.mismatches.source;
-      sum.peer += machine.mismatches.peer;
-    }
-    return sum;
-  }
-
   #isIdle(): boolean {
     return this.migrations.all().every((machine) => machine.ended);
-  }
-
-  #countAlarms(): void {
-    for (const machine of this.migrations.all()) {
-      const { damagedFrames } = machine;
-      const before = this.#alarms.get(machine) ?? 0;
-      if (damagedFrames > before) this.#metrics.alarms.inc({ kind: 'page-damaged' }, damagedFrames - before);
-      this.#alarms.set(machine, damagedFrames);
-    }
-  }
-
-  #countEnds(): void {
-    for (const machine of this.migrations.all()) {
-      const info = machine.info();
-      if (!machine.ended || this.#counted.has(info.id + info.direction)) continue;
-      this.#counted.add(info.id + info.direction);
-      if (machine instanceof IncomingMigration) {
-        this.#mismatched.source += machine.mismatches.source;
-        this.#mismatched.peer += machine.mismatches.peer;
-      }
-      const { phase } = info.progress;
-      this.#metrics.migrations.inc({ direction: info.direction, outcome: phase });
-      if (info.report === undefined) continue;
-      const { downtime } = info.report.ms;
-      if (downtime !== null) this.#metrics.downtime.observe(downtime / 1000);
-      for (const [kind, bytes] of Object.entries(info.report.bytes))
-        this.#metrics.bytes.inc({ direction: 'outgoing', kind }, bytes);
-      this.#metrics.faults.inc({ from: 'source' }, info.report.faults.count);
-    }
   }
 }
 

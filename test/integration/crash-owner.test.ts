@@ -4,6 +4,7 @@ import t from 'tap';
 import { native } from '../../src/memory/native.ts';
 import { statusOf } from '../support/chaos-checks.ts';
 import { ends, MIB, NAME, pair } from '../support/crash-pair.ts';
+import type { TestAgent } from '../support/cluster.ts';
 import { begin, until } from '../support/migrate.ts';
 
 const PAGE = 4096;
@@ -51,7 +52,10 @@ void t.test(
     scribble(path, origin);
     const state = async (): Promise<string> => (await two.destination.client.showGuest(NAME)).state;
     await until('the alarm', async () => (await state()) === 'alarm');
+    t.equal(await alarms(two.destination), 1);
     await two.destination.restart();
+    t.equal(await alarms(two.destination), 1, 'the agent that takes it up counts it, too');
+    t.equal(await alarms(two.source), 0);
     t.equal(await state(), 'alarm');
     t.equal((await statusOf(two.destination, NAME)).state, 'paused');
     const [info] = await two.destination.client.listMigrations();
@@ -59,6 +63,12 @@ void t.test(
     t.equal((await statusOf(two.source, NAME)).state, 'paused', 'and the source keeps what it has');
   },
 );
+
+/** Alarms for pages that nobody put there, as the agent tells Prometheus. */
+async function alarms(agent: TestAgent): Promise<number> {
+  const text = await (await fetch(`${agent.url}/metrics`)).text();
+  return Number(/^pagetide_alarms_total\{kind="foreign-page"\} (\d+)$/m.exec(text)?.[1] ?? 0);
+}
 
 /** Writes to some pages that the destination lacks and the source has: one of them may come while this is done. */
 function scribble(path: string, origin: string): void {
