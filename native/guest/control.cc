@@ -250,7 +250,7 @@ bool Control::Answer(Connection* connection, const std::string& line) {
     return answer_moment(good);
   }
 
-  if (cmd != "touch" && cmd != "digest" && cmd != "poke" && cmd != "remove") {
+  if (cmd != "touch" && cmd != "digest" && cmd != "poke" && cmd != "copy" && cmd != "remove") {
     return connection->Write(Error("unknown cmd " + cmd));
   }
   uint64_t frame = 0;
@@ -276,6 +276,11 @@ bool Control::Answer(Connection* connection, const std::string& line) {
     uint64_t hash = 0;
     if (!workload_->Poke(frame, &hash, &error)) return connection->Write(Error(error));
     return connection->Write(Okay(Field("hash", JsonHash(hash))));
+  }
+  if (cmd == "copy") {
+    uint64_t from = 0;
+    if (!request.Count("from", &from)) return connection->Write(Error("from is missing"));
+    return connection->Write(workload_->Copy(frame, from, count, &error) ? Okay("") : Error(error));
   }
   const std::string* how = request.String("how");
   if (how == nullptr || (*how != "dontneed" && *how != "remove" && *how != "punch")) {

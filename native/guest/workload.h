@@ -61,6 +61,8 @@ class Workload {
   bool Give(uint64_t frame, uint64_t count, Memory::Remove how, std::string* error);
   // One write by the workload's rules, now.
   bool Poke(uint64_t frame, uint64_t* hash, std::string* error);
+  // Makes `count` frames from `frame` on the same as those from `from` on, all at once.
+  bool Copy(uint64_t frame, uint64_t from, uint64_t count, std::string* error);
 
   // Any time, without waiting for the threads.
   State state() const { return state_.load(std::memory_order_acquire); }

@@ -1,5 +1,6 @@
 // The control side of the workload: stopping, saving, loading, verifying.
 #include <algorithm>
+#include <cstring>
 
 #include "guest/workload.h"
 
@@ -216,6 +217,50 @@ bool Workload::Poke(uint64_t frame, uint64_t* hash, std::string* error) {
   *hash = Expected(unit);
   if (state == State::kRunning) Release();
   return true;
+}
+
+bool Workload::Copy(uint64_t frame, uint64_t from, uint64_t count, std::string* error) {
+  const std::lock_guard lock(command_mutex_);
+  const State state = state_;
+  const uint64_t units_per_frame = memory_->page_size() / kUnit;
+  const uint64_t first = frame * units_per_frame;
+  const uint64_t source = from * units_per_frame;
+  const uint64_t units = count * units_per_frame;
+  if (state == State::kIncoming || std::max(frame, from) >= memory_->frames() ||
+      count > memory_->frames() - std::max(frame, from) || std::max(first, source) + units > data_units_) {
+    *error = state == State::kIncoming ? "the guest has no state yet" : "frames out of range";
+    return false;
+  }
+  // Whoever paused it relies on memory that stands still.
+  if (state == State::kPaused) {
+    *error = "the guest is paused";
+    return false;
+  }
+  Hold();
+  bool good = true;
+  for (uint64_t i = 0; good && i < units; i++) {
+    // As in a step: what is wrong is recorded, and neither passed on nor hidden.
+    for (const uint64_t unit : {source + i, first + i}) {
+      const uint64_t group = unit / kGroup;
+      const uint64_t sum = SumOf(group);
+      uint64_t actual = 0;
+      if (sum != registers_.sums[group]) {
+        Fail({Failure::kTable, 0, data_units_ + group, registers_.sums[group], sum, 0});
+        good = false;
+      } else if (!PageIsRight(unit, Expected(unit), &actual)) {
+        Fail({Expected(unit) == 0 ? Failure::kHole : Failure::kPage, 0, unit, Expected(unit), actual, 0});
+        good = false;
+      }
+    }
+    if (!good) {
+      *error = "frame " + std::to_string(PageOf(first + i)) + " or the one it is copied from is wrong";
+      break;
+    }
+    memmove(memory_->Unit(first + i), memory_->Unit(source + i), kUnit);
+    SetEntry(OwnerOf((first + i) / kGroup), first + i, HashUnit(memory_->Unit(first + i)));
+  }
+  Release();
+  return good;
 }
 
 Workload::Snapshot Workload::Look() const {

@@ -289,6 +289,11 @@ export class GuestControl {
     return (await this.request('poke', { frame }, z.object({ hash }), { refused: 'PT_BAD_ARGUMENT', ...options })).hash;
   }
 
+  /** Makes `count` frames from `frame` on the same as those from `from` on. */
+  async copy(frame: number, from: number, count: number, options?: RequestOptions): Promise<void> {
+    await this.request('copy', { frame, from, count }, z.object({}), { refused: 'PT_BAD_ARGUMENT', ...options });
+  }
+
   /** Gives frames up like a balloon. */
   async remove(
     frame: number,

@@ -247,6 +247,25 @@ void t.test('frames given up read as zero, and the guest knows', async (t) => {
   t.match(await control.verify(), { verified: true });
 });
 
+void t.test('frames are copied, and the guest knows', async (t) => {
+  const folder = scratch(t);
+  const { ram, args } = smallGuest(folder, IDLE);
+  const { control } = await startGuest(t, join(folder, 'c'), args);
+  await control.poke(3);
+  await control.copy(20, 3, 4);
+  for (let i = 0; i < 4; i++) {
+    t.ok(readFrame(ram, 20 + i).equals(readFrame(ram, 3 + i)), `frame ${20 + i}`);
+    t.equal((await control.digest(20 + i)).hash, (await control.digest(3 + i)).hash);
+  }
+  t.match(await control.verify(), { verified: true });
+  await t.rejects(control.copy(DATA_FRAMES - 1, 3, 2), { code: 'PT_BAD_ARGUMENT' }, 'the tables stay');
+  await t.rejects(control.copy(3, DATA_FRAMES - 1, 2), { code: 'PT_BAD_ARGUMENT' }, 'and are not copied');
+  await control.pause();
+  await t.rejects(control.copy(20, 3, 1), /paused/, 'its memory stands still');
+  await control.resume();
+  t.match(await control.verify(), { verified: true });
+});
+
 void t.test('private memory: frames given up become zero', async (t) => {
   const folder = scratch(t);
   const { control } = await startGuest(t, join(folder, 'c'), ['--memory-size', '4M', '--private', ...IDLE]);
