@@ -1,7 +1,7 @@
 /** What a destination keeps in its journal beside its ownership. */
 import type { GuestRecord } from '../guests/driver.ts';
 import type { AcquiredRecord, CopiedFrames } from './arrival.ts';
-import type { SwitchBytes } from './incoming-figures.ts';
+import type { PageBytes, SwitchBytes } from './incoming-figures.ts';
 import type { CompletionFigures, PrepareRequest } from './types.ts';
 
 /** Kept with every record of the journal: what a restarted agent needs. */
@@ -18,6 +18,8 @@ export interface IncomingDetails {
   switchBytes?: SwitchBytes;
   /** Where pages follow the guest: what was copied before, and was still right when it was stopped. */
   copied?: CopiedFrames;
+  /** And what that took until then: the service of an agent that takes the guest up counts from zero. */
+  copiedBytes?: PageBytes;
   /** Of the final manifest, hex: by it the tags are known again after a restart. */
   digest?: string;
   /**

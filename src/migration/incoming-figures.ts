@@ -13,6 +13,9 @@ export interface SwitchBytes {
   wire: number;
 }
 
+/** Of pages that came: as they were carried, and as they are. */
+export type PageBytes = Pick<CompletionFigures['bytes'], 'pages' | 'raw'>;
+
 /**
  * The classes of the frames of a guest all of whose pages are here. They add up to `total`: what nobody counted otherwise is the
  * source's, and what was never installed is zero.
@@ -50,11 +53,21 @@ export function copiedClasses(total: number, frames: CopiedFrames): FrameClasses
   return { total, zero, present: 0, ...frames };
 }
 
-/** What the service and the switch have to tell; the guest itself tells the rest, see {@link askGuest}. */
+/** What has come by now. */
+export function bytesOf({ service }: Pick<Arrival, 'service'>): PageBytes {
+  const { pageBytes, rawBytes } = service.figures();
+  return { pages: pageBytes, raw: rawBytes };
+}
+
+/**
+ * What the service and the switch have to tell; the guest itself tells the rest, see {@link askGuest}.
+ * @param earlier what came in rounds, where that was another service's
+ */
 export function figuresOf(
   { service }: Pick<Arrival, 'service'>,
   frames: FrameClasses,
   switched: SwitchBytes | undefined,
+  earlier: PageBytes = { pages: 0, raw: 0 },
 ): CompletionFigures {
   const { counts, faults, pageBytes, rawBytes, wireBytes } = service.figures();
   return {
@@ -62,9 +75,9 @@ export function figuresOf(
     bytes: {
       wire: wireBytes + (switched?.wire ?? 0),
       manifest: switched?.manifest ?? 0,
-      pages: pageBytes,
+      pages: pageBytes + earlier.pages,
       state: switched?.state ?? 0,
-      raw: rawBytes,
+      raw: rawBytes + earlier.raw,
     },
     faults: { ...faults, count: Math.max(faults.count, counts.faults) },
     longestGapMs: null,

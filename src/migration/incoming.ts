@@ -12,7 +12,7 @@ import { partWith, type Arrival } from './arrival.ts';
 import type { Copying } from './incoming-copying.ts';
 import type { MigrationHost } from './host.ts';
 import type { IncomingDetails } from './incoming-details.ts';
-import { askGuest, classesOf, copiedClasses, figuresOf, verified } from './incoming-figures.ts';
+import { askGuest, bytesOf, classesOf, copiedClasses, figuresOf, verified } from './incoming-figures.ts';
 import { reopenArrival, startArrival } from './incoming-start.ts';
 import { infoOf, statusOf, type Seen } from './incoming-status.ts';
 import { IncomingWatch } from './incoming-watch.ts';
@@ -400,6 +400,7 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     const frames = arrival.classes();
     if (rest === 'serve') {
       this.details.copied = frames;
+      this.details.copiedBytes = bytesOf(arrival);
       return;
     }
     this.details.whole = figuresOf(arrival, copiedClasses(arrival.copy.frames, frames), this.details.switchBytes);
@@ -481,8 +482,10 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     const { outstanding } = arrival.service.counts();
     if (outstanding > 0) throw new PagetideError('PT_INTERNAL', `${outstanding} frames still lack their content`);
     this.#watched.clear();
-    const { copied, switchBytes } = this.details;
-    const whole = figuresOf(arrival, classesOf(arrival.service.figures(), arrival, copied), switchBytes);
+    const { copied, copiedBytes, switchBytes } = this.details;
+    const classes = classesOf(arrival.service.figures(), arrival, copied);
+    // taken up after rounds: nothing of them was this service's
+    const whole = figuresOf(arrival, classes, switchBytes, arrival.copy === undefined ? copiedBytes : undefined);
     // as the guest is now: later its memory needs nobody any more, and slow touches are none of ours
     await askGuest(whole, vmm);
     whole.resumedAt = this.details.resumedAt ?? 0;
