@@ -190,7 +190,9 @@ export class Arrival {
       service = new GuestService({
         session,
         place,
-        pages: { ...pages, named: names.spec },
+        // Frames of a ring may be here and others not, after rounds, or as only some of them had been filled when the agent died.
+        // What the guest has written or given up since does not have its frame's tag any more, and is not used (own-pages.ts).
+        pages: { ...pages, named: { ...names.spec, ...(acquired.shared ? { own: vmm.record.files } : {}) } },
         spinMicros,
         fill: { ...fill, bandwidth: least(fill.bandwidth, bandwidth) },
       });
