@@ -340,8 +340,8 @@ export class Agent implements AgentService {
     return this.migrations.prepare(request, sender);
   }
 
-  incomingStatus(migration: string): Promise<IncomingStatus> {
-    return Promise.resolve(this.migrations.status(migration));
+  incomingStatus(migration: string, sender?: string): Promise<IncomingStatus> {
+    return Promise.resolve(this.migrations.status(migration, sender));
   }
 
   async loadIncoming(migration: string, epoch: number, rest: Rest, sender?: string): Promise<IncomingStatus> {

@@ -193,9 +193,12 @@ export class Migrations {
     return machine.ask({ type, migration, epoch });
   }
 
-  status(migration: string): IncomingStatus {
+  /** @throws PagetideError `PT_UNAUTHORIZED` where another host has prepared it */
+  status(migration: string, sender?: string): IncomingStatus {
     const machine = this.all().findLast((m) => m instanceof IncomingMigration && m.state.migration === migration);
-    return machine instanceof IncomingMigration ? machine.status() : { migration, epoch: 0, state: 'unknown' };
+    if (!(machine instanceof IncomingMigration)) return { migration, epoch: 0, state: 'unknown' };
+    machine.checkSource(sender);
+    return machine.status();
   }
 
   async complete(migration: string, epoch: number, figures: CompletionFigures, sender?: string): Promise<void> {

@@ -264,7 +264,7 @@ export interface AgentService {
   capabilities(): Promise<Capabilities>;
   // `sender`: the name in the certificate of who asks, where it has one
   prepareIncoming(request: PrepareRequest, sender?: string): Promise<IncomingStatus>;
-  incomingStatus(migration: string): Promise<IncomingStatus>;
+  incomingStatus(migration: string, sender?: string): Promise<IncomingStatus>;
   /** Waits until the state that the source streams is loaded. */
   loadIncoming(migration: string, epoch: number, rest: Rest, sender?: string): Promise<IncomingStatus>;
   /** Fetches what is lacking of the manifest of this round. */

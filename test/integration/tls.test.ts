@@ -93,6 +93,8 @@ void t.test('another host of the cluster that has the token: no pages, and nobod
         { code: 'PT_UNAUTHORIZED', message: /^host-c is not the host that this/ },
         when,
       );
+    await t.rejects(there.status(id), { code: 'PT_UNAUTHORIZED', message: /^host-c is not the host that this/ }, when);
+    t.match(await there.status('0123456789abcdef'), { state: 'unknown' }, 'of what is not there all are told so');
     await there.close();
   };
   await steal('while the guest is filled');

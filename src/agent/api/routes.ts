@@ -261,7 +261,7 @@ function addPeerRoutes(app: TypedApp, service: AgentService): void {
   app.get(
     '/v1/incoming/:id',
     { schema: { tags, summary: 'What the destination knows', params: idParams, response: answer } },
-    (request) => service.incomingStatus(request.params.id),
+    (request) => service.incomingStatus(request.params.id, request.peer),
   );
   app.post(
     '/v1/incoming/:id/load',
