@@ -211,6 +211,7 @@ export interface AgentDomains {
   accept(id: string, offer: DomainOffer, sender: Sender): Promise<DomainAnswer>;
   withdraw(id: string, epoch: number, sender: Sender): Promise<void>;
   checkIn(id: string, as: string, sender: Sender): DomainCheckIn;
+  gaveUp(id: string, as: string, epoch: number, sender: Sender): Promise<void>;
 }
 
 export interface AgentService {

@@ -6,6 +6,7 @@
  *   PUT    /v1/domain-grants/{id}            ────────────►  here it is, with its secret
  *   DELETE /v1/domain-grants/{id}?epoch=…    ────────────►  forget it, and its pages
  *   POST   /v1/domain-grants/{id}/check-in   ◄────────────  have I still got it, and who else has?
+ *   POST   /v1/domain-grants/{id}/give-up    ◄────────────  I have removed what came with that epoch
  *
  * Over mutual TLS, where the name in the certificate says who asks; or over the other agent's control socket, which only its
  * own user and root can reach. Never over a plain port: there is no telling who listens there, or asks.

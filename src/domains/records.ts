@@ -15,7 +15,7 @@ import { z } from 'zod';
 import { PagetideError } from '../errors.ts';
 
 /** Grows when the records change so that an older agent would misread them. */
-export const RECORDS_VERSION = 1;
+export const RECORDS_VERSION = 2;
 /** Most domains of an agent, hosts that one is granted to, and removed ones that are remembered. */
 export const MOST_DOMAINS = 1000;
 export const MOST_GRANTS = 1000;
@@ -62,10 +62,22 @@ const removed = z.strictObject({
   /** Its pages are gone from this host. */
   erased: z.boolean(),
   /** Hosts that have yet to hear of it. */
-  tell: z.array(z.strictObject({ host, url: z.string().min(1).max(1024), epoch: whole })),
+  tell: z.array(
+    z.strictObject({
+      host,
+      url: z.string().min(1).max(1024),
+      epoch: whole,
+      /**
+       * It is the domain's home, and calls this host so: it is to hear that this one has given the domain up. `epoch` is that of the
+       * grant then. Not in records of version 1.
+       */
+      as: host.exactOptional(),
+    }),
+  ),
 });
 const records = z.strictObject({
-  version: z.literal(RECORDS_VERSION),
+  /** Read in this version, too: nothing but what is optional was added since. */
+  version: z.literal([1, RECORDS_VERSION]),
   /** Highest that was ever used. */
   epoch: whole,
   domains: z.array(domain),
@@ -105,7 +117,7 @@ export function parseRecords(text: string, path: string): DomainRecords {
 }
 
 export function printRecords(of: DomainRecords): string {
-  return `${JSON.stringify(of, undefined, 1)}\n`;
+  return `${JSON.stringify({ ...of, version: RECORDS_VERSION }, undefined, 1)}\n`;
 }
 
 /** Drops the oldest of what was removed, beyond what is remembered; never one that a host has yet to hear of. */

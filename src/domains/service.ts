@@ -10,7 +10,7 @@ import { asPagetideError, PagetideError, type ErrorJson } from '../errors.ts';
 import type { PeerClient } from '../transport/peer.ts';
 import { checkSocket, parseAddress } from './address.ts';
 import type { DomainAnswer, DomainCheckIn, DomainOffer, Sender } from './messages.ts';
-import type { DomainRecord, GrantRecord, Member } from './records.ts';
+import type { DomainRecord, GrantRecord, Member, RemovedRecord } from './records.ts';
 import type { DomainStore } from './store.ts';
 
 /** Other agents that are talked to at once. */
@@ -46,7 +46,7 @@ export interface DomainInfo {
 /** What became of a domain that was removed. */
 export interface DomainRemoval {
   removed: string;
-  /** Hosts that have forgotten it. */
+  /** Hosts that have forgotten it; of one that was made elsewhere: the host that made it, which does not count this one any more. */
   told: string[];
   /** Hosts that were not reached; they are told when they are. */
   waiting: string[];
@@ -165,11 +165,11 @@ export class DomainService {
 
   /**
    * Removes a domain, erases its pages here, and has the hosts forget it that it was granted to. Where it was not made here,
-   * only this host forgets it.
+   * only this host forgets it, and the one that made it is told, as soon as it can be.
    * @throws PagetideError `PT_DOMAIN_UNKNOWN`, `PT_DOMAIN_IN_USE`, `PT_NO_SPACE`, `PT_IO`
    */
   async remove(name: string): Promise<DomainRemoval> {
-    const { id, tell } = await this.#store.forget(name, () => this.#refuseUsed(name, true));
+    const { id, tell } = await this.#store.forget(name, () => this.#refuseUsed(name, true), true);
     this.#parts.log.info({ domain: name }, 'removed a domain');
     await each(tell, (one) => this.#tellRemoved(id, one));
     const left = this.#store.removed().find((one) => one.id === id)?.tell ?? [];
@@ -219,6 +219,33 @@ export class DomainService {
     return { state: 'granted', members: this.#membersFor(record, host) };
   }
 
+  /**
+   * A host has removed a domain of this agent's that it was granted with that epoch. It has it no more, unless it was granted again since.
+   * @param as as of {@link checkIn}
+   * @throws PagetideError `PT_NO_SPACE`, `PT_IO`, and why the host can't be asked what it has: it tells again then
+   */
+  async gaveUp(id: string, as: string, epoch: number, sender: Sender): Promise<void> {
+    const host = sender ?? as;
+    const record = this.#store.byId(id);
+    const grant = record?.home === null ? record.grants.find((one) => one.host === host) : undefined;
+    if (grant === undefined) return;
+    const { log } = this.#parts;
+    if (grant.epoch === epoch) {
+      await this.#store.settleGrant(id, host, epoch, 'gone');
+      log.info({ domain: record!.name, host }, 'a host has given a domain up');
+      return;
+    }
+    // Another message was sent to it since. One that withdraws the domain says the same; one that granted it again may have come before
+    // or after this, or never: the host knows. Where it has nothing, that one must not bring it back later, as then nobody knew.
+    if (grant.state !== 'granted') return;
+    const { held } = await this.#with(grant.url, host, (peer) => peer.hasDomain(id, this.#signal));
+    if (held) return;
+    await this.#store.settleGrant(id, host, grant.epoch, { state: 'revoking' });
+    log.info({ domain: record!.name, host }, 'a host has given a domain up');
+    const now = this.#store.byId(id)?.grants.find((one) => one.host === host);
+    if (now?.state === 'revoking') await this.#tellRevoked(id, now);
+  }
+
   /** Begins to tell and to ask. */
   start(): void {
     const next = (): void => {
@@ -254,15 +281,22 @@ export class DomainService {
     if (await this.#tell(id, host, url, epoch)) await this.#quietly(this.#store.settleGrant(id, host, epoch, 'gone'));
   }
 
-  async #tellRemoved(id: string, { host, url, epoch }: { host: string; url: string; epoch: number }): Promise<void> {
-    if (await this.#tell(id, host, url, epoch)) await this.#quietly(this.#store.toldRemoval(id, host));
+  async #tellRemoved(id: string, { host, url, epoch, as }: RemovedRecord['tell'][number]): Promise<void> {
+    if (await this.#tell(id, host, url, epoch, as)) await this.#quietly(this.#store.toldRemoval(id, host));
   }
 
-  /** Resolves to whether the host has nothing of the domain any more, as far as it says. */
-  async #tell(id: string, host: string, url: string, epoch: number): Promise<boolean> {
+  /**
+   * Resolves to whether the host has nothing of the domain any more, as far as it says; or, being its home (`as`: what it calls this
+   * host), knows that this one has not.
+   */
+  async #tell(id: string, host: string, url: string, epoch: number, as?: string): Promise<boolean> {
     const key = failureKey(id, host);
     try {
-      await this.#with(url, host, (peer) => peer.withdrawDomain(id, epoch, this.#signal));
+      await this.#with(url, host, (peer) =>
+        as === undefined
+          ? peer.withdrawDomain(id, epoch, this.#signal)
+          : peer.giveUpDomain(id, as, epoch, this.#signal),
+      );
     } catch (thrown) {
       const error = asPagetideError(thrown);
       // it has this domain from somebody else by now, or has made it: not for this agent to withdraw
@@ -271,7 +305,7 @@ export class DomainService {
         this.#failures.set(key, error.toJSON());
         this.#parts.log.debug(
           { host, url, code: error.code },
-          `a host has not forgotten a domain yet: ${error.message}`,
+          `a host does not know yet that a domain was removed: ${error.message}`,
         );
         return false;
       }

@@ -195,9 +195,10 @@ export class DomainStore implements Domains {
   /**
    * Forgets a domain and erases its pages here. Resolves to what is left to be told to other hosts.
    * @param check throws where the domain is in use; nothing changes then
+   * @param givesUp of its own accord: where the domain was made elsewhere, its home has yet to hear of that
    * @throws PagetideError `PT_DOMAIN_UNKNOWN`, `PT_NO_SPACE`, `PT_IO`, and what `check` throws
    */
-  async forget(name: string, check: () => void): Promise<Readonly<RemovedRecord>> {
+  async forget(name: string, check: () => void, givesUp = false): Promise<Readonly<RemovedRecord>> {
     let secret: Buffer | undefined;
     const removed = await this.#change((draft) => {
       const record = draft.domains.find((domain) => domain.name === name);
@@ -206,9 +207,14 @@ export class DomainStore implements Domains {
       check();
       this.#going.add(name);
       secret = this.#secrets.get(name);
-      const { id, number, grants } = record;
+      const { id, number, grants, home } = record;
       const epoch = nextEpoch(draft);
-      const tell = grants.map(({ host, url }) => ({ host, url, epoch }));
+      const tell: RemovedRecord['tell'] = grants.map(({ host, url }) => ({ host, url, epoch }));
+      if (givesUp && home !== null) {
+        // what brought it here must not bring it back, should it come twice
+        this.#noteWithdrawn(byHost(home.host, id), home.epoch);
+        tell.push({ host: home.host ?? home.url, url: home.url, epoch: home.epoch, as: home.as });
+      }
       const entry: RemovedRecord = { id, name, number, erased: false, tell };
       draft.domains = draft.domains.filter((domain) => domain !== record);
       draft.removed = [...draft.removed.filter((other) => other.id !== id), entry];
@@ -232,14 +238,7 @@ export class DomainStore implements Domains {
       if (epoch < record.home!.epoch) return;
     }
     // first: what comes too late must not bring it back
-    const key = byHost(host, id);
-    const last = this.#withdrawn.get(key) ?? 0;
-    this.#withdrawn.delete(key);
-    this.#withdrawn.set(key, Math.max(last, epoch));
-    for (const oldest of this.#withdrawn.keys()) {
-      if (this.#withdrawn.size <= MOST_WITHDRAWN) break;
-      this.#withdrawn.delete(oldest);
-    }
+    this.#noteWithdrawn(byHost(host, id), epoch);
     if (record !== undefined) await this.forget(record.name, check);
   }
 
@@ -296,6 +295,16 @@ export class DomainStore implements Domains {
       const removed = draft.removed.find((one) => one.id === id);
       if (removed !== undefined) removed.tell = removed.tell.filter((one) => one.host !== host);
     });
+  }
+
+  #noteWithdrawn(key: string, epoch: number): void {
+    const last = this.#withdrawn.get(key) ?? 0;
+    this.#withdrawn.delete(key);
+    this.#withdrawn.set(key, Math.max(last, epoch));
+    for (const oldest of this.#withdrawn.keys()) {
+      if (this.#withdrawn.size <= MOST_WITHDRAWN) break;
+      this.#withdrawn.delete(oldest);
+    }
   }
 
   #add(draft: DomainRecords, record: DomainRecord, secret: Buffer): Promise<DomainRecord> {

@@ -224,6 +224,11 @@ export class PeerClient {
     return domainCheckIn(answer, this.origin);
   }
 
+  /** Tells the agent that made a domain that this one, which it calls `as`, has removed what it was granted with that epoch. */
+  async giveUpDomain(id: string, as: string, epoch: number, options?: CallOptions): Promise<void> {
+    await this.#call('POST', `${grants(id)}/give-up`, { as, epoch }, this.#workMs, options);
+  }
+
   /** Ends the connections; calls under way are rejected. */
   async close(): Promise<void> {
     await this.#pool.destroy();

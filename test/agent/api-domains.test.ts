@@ -10,6 +10,7 @@ const AGENTS: [string, Sending][] = [
   [grants, { method: 'PUT', body: domainOffer() }],
   [`${grants}?epoch=3`, { method: 'DELETE' }],
   [`${grants}/check-in`, { body: { as: 'host-b' } }],
+  [`${grants}/give-up`, { body: { as: 'host-b', epoch: 3 } }],
 ];
 const OPERATORS: [string, Sending][] = [
   ['/v1/domains', { body: { name: 'shop' } }],
@@ -43,7 +44,7 @@ void t.test('another host may do what is between agents, under its own name', as
   }
   t.same(
     api.service.calls.slice(1).map((call) => call.at(-1)),
-    ['host-b', 'host-b', 'host-b'],
+    Array.from({ length: 4 }, () => 'host-b'),
   );
   // one that comes over the control socket is not what it says, but the operator
   await api.send(`${grants}?epoch=3`, { method: 'DELETE', headers: { [PEER_HEADER]: 'host-b' } });

@@ -108,6 +108,13 @@ const CASES: Case[] = [
     call: ['domains.checkIn', DOMAIN, 'unix:/b.sock', null],
     answer: domainCheckIn,
   },
+  {
+    path: `/v1/domain-grants/${DOMAIN}/give-up`,
+    sending: { body: { as: 'unix:/b.sock', epoch: 12 } },
+    status: 204,
+    call: ['domains.gaveUp', DOMAIN, 'unix:/b.sock', 12, null],
+    answer: undefined,
+  },
   { path: '/v1/cache', call: ['cacheInfo'], answer: cacheInfo },
   { path: '/v1/cache', sending: { method: 'DELETE' }, call: ['clearCache'], answer: { erased: 12 } },
   {

@@ -343,6 +343,8 @@ export class FakeService implements AgentService {
     answer: (id) => this.#called('domains.answer', [id], () => domainAnswer),
     accept: (id, offer, sender: Sender) => this.#promised('domains.accept', [id, offer, sender], () => domainAnswer),
     withdraw: (id, epoch, sender: Sender) => this.#promised('domains.withdraw', [id, epoch, sender], () => undefined),
+    gaveUp: (id, as, epoch, sender: Sender) =>
+      this.#promised('domains.gaveUp', [id, as, epoch, sender], () => undefined),
     checkIn: (id, as, sender: Sender) => this.#called('domains.checkIn', [id, as, sender], () => domainCheckIn),
   };
 

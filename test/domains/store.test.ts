@@ -238,11 +238,13 @@ void t.test('files that are not as they should be', async (t) => {
   const text = readFileSync(path, 'utf8');
   writeFileSync(path, text.slice(0, -20));
   await t.rejects(open(at), { code: 'PT_IO', message: /damaged/ });
-  writeFileSync(path, text.replace('"version": 1', '"version": 2'));
+  writeFileSync(path, text.replace('"version": 2', '"version": 3'));
   await t.rejects(open(at), { code: 'PT_STATE_VERSION' });
   writeFileSync(path, text.replace('"grants"', '"grunts"'));
   await t.rejects(open(at), { code: 'PT_IO' });
   t.ok(existsSync(join(at, 'good.key')), 'and nothing was removed');
+  writeFileSync(path, text.replace('"version": 2', '"version": 1'));
+  t.ok((await open(at)).get('good'), 'of an earlier version');
 });
 
 void t.test('a domain that was given: by its home alone, and never another under its name', async (t) => {

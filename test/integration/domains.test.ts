@@ -19,6 +19,10 @@ const alike = { memory: '8M', seed: 7, writeRate: 200, readRate: 2000, workingSe
 /** No round but that at an agent's start. */
 const NEVER = { domains: { contactMs: 3_600_000 } };
 
+interface Records {
+  domains: { grants: { host: string; epoch: number }[] }[];
+}
+
 interface Trusted {
   made: Cluster;
   trust: TestCluster;
@@ -232,6 +236,52 @@ void t.test('a host that was away learns it when it is back', async (t) => {
   await until('and has no page of it', () => forgotten(b, 'shop'));
   t.same(await guestFaults(b, 'template'), []);
   await until('the log tells', () => b.log().some((line) => line.includes('withdrawn while this agent was away')));
+});
+
+void t.test('a host that removes a domain of its own accord tells the one that made it', async (t) => {
+  const { agent, trust } = await trusted(t);
+  const often = { domains: { contactMs: 200 } };
+  const [a, b, c] = await Promise.all([agent('a', NEVER), agent('b', NEVER), agent('c', often)]);
+  const hosts = async (): Promise<string[]> => (await a.client.showDomain('shop')).grants.map(({ host }) => host);
+  await a.client.createDomain('shop');
+  for (const { url } of [b, c]) await a.client.grantDomain('shop', url);
+  t.match((await c.client.showDomain('shop')).members, [{ host: 'host-a' }, { host: 'host-b' }]);
+  t.same(await b.client.removeDomain('shop'), { removed: 'shop', told: ['host-a'], waiting: [] });
+  t.same(await hosts(), ['host-c']);
+  await until('the others know', async () => (await c.client.showDomain('shop')).members.length === 1);
+  t.match((await c.client.showDomain('shop')).members, [{ host: 'host-a' }]);
+
+  // its home is away, and it has a start of its own in between
+  await a.client.grantDomain('shop', b.url);
+  await a.stop();
+  t.same(await b.client.removeDomain('shop'), { removed: 'shop', told: [], waiting: ['host-a'] });
+  await b.restart();
+  await a.restart();
+  t.same(await hosts(), ['host-c', 'host-b'], 'nobody has told it yet');
+  await b.restart();
+  await until('it is told', async () => (await hosts()).join() === 'host-c');
+
+  // what comes late takes nothing away that was granted since, and nobody speaks for another host
+  await a.client.grantDomain('shop', b.url);
+  const { id } = await a.client.showDomain('shop');
+  const credentials = await trust.host('host-b');
+  const peer = new PeerClient(a.url, { credentials });
+  t.teardown(() => peer.close());
+  await peer.giveUpDomain(id, 'host-b', 1);
+  await peer.giveUpDomain(id, 'host-c', 1);
+  t.same(await hosts(), ['host-c', 'host-b']);
+  await peer.giveUpDomain('0'.repeat(32), 'host-b', 1);
+
+  // a grant that did not arrive is no newer one: the host is asked, and could not get it late
+  await a.stop();
+  t.match(await c.client.removeDomain('shop'), { waiting: ['host-a'] });
+  const path = join(a.state, 'domains/domains.json');
+  const records = JSON.parse(readFileSync(path, 'utf8')) as Records;
+  records.domains[0]!.grants.find(({ host }) => host === 'host-c')!.epoch += 1;
+  writeFileSync(path, JSON.stringify(records));
+  await a.restart();
+  await until('it is told', async () => (await hosts()).join() === 'host-b');
+  t.ok(await forgotten(c, 'shop'));
 });
 
 void t.test('a host that did not answer is told again', async (t) => {

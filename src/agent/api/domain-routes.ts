@@ -150,6 +150,23 @@ function addAgentRoutes(app: TypedApp, domains: AgentDomains): void {
     },
     (request) => domains.checkIn(request.params.id, request.body.as, senderOf(request)),
   );
+  app.post(
+    '/v1/domain-grants/:id/give-up',
+    {
+      onRequest: refuseUnknown,
+      schema: {
+        tags,
+        summary: 'The host that asks has removed a domain of this agent',
+        params: idParams,
+        body: d.giveUpBody,
+        response: { 204: z.null().meta({ description: 'Done.' }), ...failure },
+      },
+    },
+    async (request, reply) => {
+      await domains.gaveUp(request.params.id, request.body.as, request.body.epoch, senderOf(request));
+      return reply.code(204).send(null);
+    },
+  );
 }
 
 function senderOf({ peer }: FastifyRequest): Sender {

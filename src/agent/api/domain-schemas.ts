@@ -37,7 +37,9 @@ export const domainInfo = z
 export const domainRemoval = z
   .object({
     removed: domainName,
-    told: z.array(z.string()).meta({ description: 'Hosts that have forgotten it.' }),
+    told: z.array(z.string()).meta({
+      description: 'Hosts that have forgotten it; of one that was made elsewhere: that host, which knows of it now.',
+    }),
     waiting: z.array(z.string()).meta({ description: 'Hosts that were not reached; they are told when they are.' }),
   })
   .meta({ id: 'DomainRemoval' });
@@ -74,6 +76,7 @@ export const domainAnswer = z
 
 export const withdrawQuery = z.object({ epoch: z.coerce.number().int().min(0).max(Number.MAX_SAFE_INTEGER) });
 export const checkInBody = z.strictObject({ as: address });
+export const giveUpBody = z.strictObject({ as: address, epoch: z.int().min(0) });
 export const domainCheckIn = z
   .object({ state: z.enum(['granted', 'revoked', 'unknown']), members: z.array(member) })
   .meta({ id: 'DomainCheckIn' });

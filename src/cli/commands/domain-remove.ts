@@ -9,7 +9,10 @@ export function addDomainRemove(domain: Command, context: () => Context): void {
     .description('remove a domain and erase its pages, here and at the hosts that it was granted to')
     .argument('<name>', 'the domain', domainName)
     .addHelpText('after', '\nExample:\n  pagetide domain remove shop')
-    .addHelpText('after', '\nWhere the domain was made elsewhere, only this host forgets it.')
+    .addHelpText(
+      'after',
+      '\nWhere the domain was made elsewhere, only this host forgets it, and the one that made it is told.',
+    )
     .action(async (name: string) => {
       const cli = context();
       refuseRest(cli);
