@@ -1,8 +1,8 @@
 /**
  * What a driver does for the agent: the one interface behind which every kind of VMM stands.
  *
- *   source       describe → pause → saveState → (destination owns) → kill
- *   destination  prepare → acquire (userfaultfd and regions) → loadState → resume
+ *   source       describe → depart → (destination owns) → kill
+ *   destination  prepare → acquire (userfaultfd and regions) → expectState → loadState → resume
  *
  * A VMM is never a child of the agent: `prepare` and `run` start it through the launcher, and a driver finds it again
  * after a restart of the agent from its {@link GuestRecord} alone.
@@ -102,6 +102,14 @@ export interface Movable {
   preCopyOnly?: string;
 }
 
+/** A guest that leaves: both may reject, and the caller need not wait for them. */
+export interface Departure {
+  /** It stands still: its memory does not change any more. Rejects with `PT_GUEST_STATE` where it did so before, by somebody else. */
+  stopped: Promise<Moment>;
+  /** The state is written. Takes as long as it takes, after `stopped`. */
+  saved: Promise<void>;
+}
+
 /** One VMM process on this host. All methods reject with a PagetideError; all have timeouts. */
 export interface Vmm {
   readonly record: GuestRecord;
@@ -121,8 +129,13 @@ export interface Vmm {
    * is left so. Rejects with what `work` throws; the guest runs on then, too. A driver whose tracking is exact needs none.
    */
   drained?(work: () => void): Promise<void>;
-  /** Writes everything but RAM to `sink` and ends it. Guest must be paused. The guest can be resumed afterwards. */
-  saveState(sink: Writable): Promise<void>;
+  /**
+   * Stops the guest, its I/O included, and writes everything but its RAM to `sink`, which it ends; where that fails `sink` is destroyed with
+   * the reason. The guest can be resumed afterwards, and {@link resume} ends a departure that is under way.
+   */
+  depart(sink: Writable): Departure;
+  /** Gets ready to take a state, while nobody waits for that. Idempotent; {@link loadState} makes up for it. */
+  expectState?(): Promise<void>;
   /** Takes the state from `source`. Guest memory may fault meanwhile. Ends paused. */
   loadState(source: Readable): Promise<void>;
   /**

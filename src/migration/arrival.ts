@@ -145,9 +145,9 @@ export class Arrival {
     return new Arrival(host, vmm, acquired, session, copy, service, tablePath, names);
   }
 
-  /** Of the manifest as it is now, hex. */
-  get digest(): string {
-    return this.#names.manifest.digest().toString('hex');
+  /** Whether pages are compared with what the source has told last. */
+  get isAsTold(): boolean {
+    return this.#names.isAsTold;
   }
 
   /** Bytes of pages a second from now on, at most; 0: the host's own limit alone. */
@@ -209,14 +209,29 @@ export class Arrival {
     return LACKING.has(this.service.table.table[frame]);
   }
 
+  /**
+   * The first of what the source tells is here, and the guest runs there still: makes of it what {@link serve} would have to, but for
+   * what is told later. Not where rounds come.
+   */
+  begin(): void {
+    this.#names.begin();
+    this.#takeZeros([0, this.#names.manifest.frames]);
+  }
+
+  /** Nothing is served yet, and nothing asked for: which frames are zero may change back and forth. */
+  #takeZeros(runs: readonly number[]): void {
+    const session = this.#needSession();
+    this.#names.eachZeroRun(runs, session.pageSize, (first, count, isZero) =>
+      session.reset(first, count, isZero ? FrameState.Zero : FrameState.Missing),
+    );
+  }
+
   /** The manifest is final: serves by it from now on, before the device state is loaded, which touches memory. */
   serve(): void {
     const session = this.#needSession();
     if (this.copy === undefined) {
       checkNothingPresent(this.#vmm, this.#acquired);
-      this.#names.settle();
-      const zeroRuns = this.#names.zeroRuns(session.pageSize);
-      for (let i = 0; i < zeroRuns.length; i += 2) session.reset(zeroRuns[i]!, zeroRuns[i + 1]!, FrameState.Zero);
+      this.#takeZeros(this.#names.settle() ?? [0, this.#names.manifest.frames]);
     } else {
       this.copy.punchAbsent();
       checkPresent(this.#vmm, this.copy);
@@ -248,10 +263,11 @@ export class Arrival {
     const frames = { ...NO_FRAMES };
     if (this.copy === undefined) return frames;
     const { table, origins } = this.copy;
-    for (let frame = 0; frame < table.length; frame++) {
-      const origin = table[frame] === FrameState.Present ? CLASSES[origins![frame]!] : undefined;
-      if (origin !== undefined) frames[origin]++;
-    }
+    // in a table of numbers first: it is done once a migration, while the guest stands still, by code that has not run warm
+    const counts = new Uint32Array(256);
+    for (let frame = 0; frame < table.length; frame++)
+      if (table[frame] === FrameState.Present) counts[origins![frame]!]!++;
+    for (const [origin, name] of Object.entries(CLASSES)) frames[name] = counts[Number(origin)]!;
     return frames;
   }
 

@@ -1,7 +1,8 @@
 /**
  * The names of the pages of a guest that arrives: its manifest, in memory that all workers share and that outlives the agent.
  *
- *   prepare: chunk tags ──► wants ──► Tags … ManifestEnd (digest checked) ──► settle ──► served by name
+ *   prepare: chunk tags ──► wants ──► Tags … ManifestEnd ─► begin ─► Tags … ManifestEnd ─► settle ─► served by name
+ *                                     guest runs                     guest stands still: so as little as possible is left to do
  *
  * Where rounds come, what the source tells goes into a table of its own ({@link ArrivingNames.told}). It is taken over (takeTold) while
  * nothing is copied, by comparing the two: so the tags that pages are compared with change between rounds only, and whatever the source
@@ -83,6 +84,8 @@ export class ArrivingNames {
   #pins: Pins | undefined;
   readonly #rings: DuplicateRings;
   readonly #told: Manifest | undefined;
+  /** A byte a frame, 1: its tag was told after {@link begin}. Undefined: nothing was made of the tags yet. */
+  #since: Uint8Array | undefined;
   #closed = false;
 
   private constructor(path: string, frames: number, { key, shared }: GuestKey, rounds: boolean) {
@@ -171,6 +174,11 @@ export class ArrivingNames {
     return this.#told ?? this.manifest;
   }
 
+  /** Whether all that was told was taken over. */
+  get isAsTold(): boolean {
+    return this.#told === undefined || Buffer.compare(this.#told.tags, this.manifest.tags) === 0;
+  }
+
   /**
    * Takes over what is told, while nothing is copied: frames whose tag has changed are Missing, those that became zero are punched out
    * of the files and Zero. In `copy` every frame is as its tag says before and after: Zero where that is zero; and where it is Present
@@ -218,9 +226,40 @@ export class ArrivingNames {
     return came;
   }
 
-  /** The manifest is final: from now on workers may use {@link spec}. */
-  settle(): void {
+  /**
+   * Of a manifest that is told as it is used, without rounds: makes of it what {@link settle} would have to, but for what is told later.
+   * Nobody may use that before. Repeatable.
+   */
+  begin(): void {
     this.#rings.link();
+    this.#since = new Uint8Array(this.manifest.frames);
+  }
+
+  /** Tags were told; undefined: all of them come again, from the start. */
+  noteTold(run: { first: number; count: number } | undefined): void {
+    if (run === undefined) this.#since = undefined;
+    else this.#since?.fill(1, run.first, run.first + run.count);
+  }
+
+  /**
+   * The manifest is final: from now on workers may use {@link spec}.
+   * @returns frames, [first, count, …], of which tags were told since {@link begin}; undefined: of all
+   */
+  settle(): number[] | undefined {
+    const since = this.#since;
+    if (since === undefined) {
+      this.#rings.link();
+      return undefined;
+    }
+    const runs: number[] = [];
+    for (let first = since.indexOf(1); first >= 0; first = since.indexOf(1, first)) {
+      let end = since.indexOf(0, first);
+      if (end < 0) end = since.length;
+      runs.push(first, end - first);
+      first = end;
+    }
+    this.#rings.update(runs);
+    return runs;
   }
 
   /** The number of the guest's domain here; undefined: it is of none. */
@@ -235,19 +274,34 @@ export class ArrivingNames {
     return { tags: this.#arena, next, first, key: this.#key.id, cache, resident, domain };
   }
 
-  /** [first frame, count, …] of the frames of `pageSize` bytes that are zero. */
-  zeroRuns(pageSize: number): number[] {
-    const { tags, frames } = this.manifest;
+  /**
+   * Calls `take` for the guest's frames that have one of these tags, in runs of such that are zero and such that are not.
+   * @param runs of 4 KiB frames, [first, count, …] in order
+   * @param pageSize of the guest's frames
+   */
+  eachZeroRun(
+    runs: readonly number[],
+    pageSize: number,
+    take: (first: number, count: number, isZero: boolean) => void,
+  ): void {
+    const { tags } = this.manifest;
     const parts = pageSize / TAG_PAGE;
-    const runs: number[] = [];
-    for (let frame = 0; frame < frames / parts; frame++) {
-      let zero = true;
-      for (let part = 0; part < parts && zero; part++) zero = isZeroTag(tags, frame * parts + part);
-      if (!zero) continue;
-      if (runs.length > 0 && runs.at(-2)! + runs.at(-1)! === frame) runs[runs.length - 1]!++;
-      else runs.push(frame, 1);
+    const isZero = (frame: number): boolean => {
+      for (let part = 0; part < parts; part++) if (!isZeroTag(tags, frame * parts + part)) return false;
+      return true;
+    };
+    let done = 0;
+    for (let i = 0; i < runs.length; i += 2) {
+      const end = Math.ceil((runs[i]! + runs[i + 1]!) / parts);
+      for (let frame = Math.max(done, Math.floor(runs[i]! / parts)); frame < end;) {
+        const first = frame;
+        const zero = isZero(frame);
+        do frame++;
+        while (frame < end && isZero(frame) === zero);
+        take(first, frame - first, zero);
+      }
+      done = Math.max(done, end);
     }
-    return runs;
   }
 
   /** Lets go; the file stays for the next agent. Idempotent. */

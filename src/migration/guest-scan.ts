@@ -1,7 +1,7 @@
 /**
  * The manifest of a guest that leaves, made while it runs and finished while it stands still.
  *
- *   open ──► build ────────────────► catchUp ──────────► finish ──► close
+ *   open ──► build ────────────────► catchUp ──────────► finish ──► untrack, close
  *            arm, tag every frame    what was written    guest paused: the rest,
  *              │                     since, some passes  and the end of the manifest
  *              │                                           ▲
@@ -17,8 +17,7 @@
  * stands still, hence its manifest is that of the memory that the destination gets, however many rounds were told before.
  *
  * Frames that lost their page (holes punched into the file) are not reported as written. That something of the kind was done to a file makes all of
- * its frames due ({@link GuestTags.scan}). Each round and the last pass compare the holes besides, which finds those that no call has made. That is right while the guest runs, too: a frame that is a hole
- * reads as zero until it is written, and a write after the look is one after the scan, so the next scan reports it.
+ * its frames due ({@link GuestTags.scan}), and what is due is read: a hole as zeros.
  *
  * A round tells what differs from what was told before, no more: {@link GuestTags.changed} is set where a tag becomes another one, and set back only
  * where it is told. So what a round leaves out, because it ends in the switch, goes with the last pass.
@@ -157,7 +156,6 @@ export class GuestScan {
     await this.#scan();
     const sinceMs = this.#scannedAt - before;
     const tagged = await this.#tagDue();
-    tags.dropHoles();
     const { changed } = tags;
     const unlocated = this.#unlocated;
     const found: Rescan = { tagged, unlocated, changed: 0, zero: 0, sinceMs, tagMs: performance.now() - began };
@@ -168,23 +166,29 @@ export class GuestScan {
     return found;
   }
 
-  /** After {@link rescan}: the frames that make the destination's manifest, as it was told last, this one. */
+  /** After {@link rescan}, or {@link catchUp}: the frames that make the destination's manifest, as it was told last, this one. */
   tellChanged(): Buffer[] {
     const frames = this.#changes();
     this.#tags.changed.fill(0);
     return frames;
   }
 
-  /** The guest stands still: the frames that make the destination's manifest this one. Ends tracking. */
+  /**
+   * The guest stands still: the frames that make the destination's manifest this one. Tracking goes on, for nothing: it is ended when the
+   * guest doesn't wait for that ({@link untrack}).
+   */
   async finish(): Promise<Buffer[]> {
     const tags = this.#tags;
     const readsAll = this.readsAll;
     tags.scan();
     if (readsAll) tags.markAll();
     await this.#tagDue();
-    tags.dropHoles();
-    tags.untrack();
     return this.#changes();
+  }
+
+  /** Ends tracking. After {@link finish}. */
+  untrack(): void {
+    this.#tags.untrack();
   }
 
   /** After {@link finish}, as long as the guest stands still: see {@link GuestTags.isAsTagged}. */

@@ -58,6 +58,7 @@ export async function startArrival(
     const acquired = serves ? await vmm.acquire() : undefined;
     uffd = acquired?.uffd;
     await hooks.acquired(acquired === undefined ? undefined : recordOf(acquired));
+    await vmm.expectState?.();
     const at = host.place(guest);
     names = ArrivingNames.create(tagsOf(at, migration), offered.frames, shared.openKey(request), copies);
     uffd = undefined;
@@ -73,9 +74,16 @@ export async function startArrival(
   const { pageSize, frames } = pages;
   const channel = new StateChannel({
     ...{ url: source.url, migration, token: source.token, pageSize, frames },
-    ...{ manifest: names.told, rounds: copies },
+    manifest: names.told,
+    ...(copies ? {} : { onTags: (run) => names.noteTold(run) }),
   });
   hooks.channel(channel);
+  if (!copies)
+    void channel.told(1).then(
+      () => arrival.begin(),
+      () => undefined,
+    ); // where it doesn't come, that is told
+
   // A source that has gone away for good must not leave this waiting for ever.
   const connected = Promise.all([arrival.ready(), channel.connected]);
   await within(connected, settings.prepareMs, 'the source did not answer on its page connections');

@@ -370,10 +370,9 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     await within(channel.settled, loadMs, "the source did not send the guest's manifest");
     // All of this while the source still saves the device state.
     copying?.settle();
-    // Each end was compared with what was told; this is what pages are compared with.
-    const { digest } = arrival;
-    if (digest !== channel.digest) throw new PagetideError('PT_INTERNAL', 'the manifest is not the one that was told');
-    this.details.digest = digest;
+    // Each end was compared with what was told; pages are compared with what was taken over of that.
+    if (!arrival.isAsTold) throw new PagetideError('PT_INTERNAL', 'the manifest is not the one that was told');
+    this.details.digest = channel.digest;
     if (rest === 'copy') {
       await within(copying!.rest(), loadMs, 'the source did not send the rest of the pages');
       arrival.completeCopy();
@@ -382,11 +381,14 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
     }
     const state = await within(channel.whole, loadMs, "the source did not send the guest's state");
     this.details.switchBytes = { manifest: state.manifestBytes, state: state.device.length, wire: channel.bytes };
+    // The source need not wait for the VMM to say that this host may have the guest: see docs/ownership.md.
+    this.dispatch({ type: 'arrived' });
     this.#isLoading = true;
     try {
       const loading = vmm.loadState(Readable.from([state.device]));
       loading.catch(() => undefined);
-      // while the VMM is busy with that: nobody waits for figures
+      // once it is on its way, and while the VMM is busy with it: nobody waits for figures
+      await new Promise(setImmediate);
       this.#countCopied(arrival, rest);
       await loading;
     } finally {

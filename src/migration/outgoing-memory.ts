@@ -1,20 +1,18 @@
 /**
  * What a source tells of its guest's memory, in this order, and the page server keeps for every connection that comes:
  *
- *   offerPages ─► build ─► tell ──────────────► push
- *   open for      names    of the chunks that    guest paused: the rest of the names, the map, the device state
+ *   offerPages ─► build ─► tell ──────────────► settle
+ *   open for      names    of the chunks that    guest paused: the rest of the names, and that this was the last of them
  *   reading                are wanted, once
  *                            │  ▲
  *                            └──┘ in rounds, where memory is copied first (copying.ts)
  */
-import { closeSync, openSync } from 'node:fs';
-import { asPagetideError, PagetideError } from '../errors.ts';
+import type { Writable } from 'node:stream';
+import { PagetideError } from '../errors.ts';
 import type { GuestRecord, Vmm } from '../guests/driver.ts';
-import { native } from '../memory/native.ts';
 import { GuestTags } from '../pages/guest-tags.ts';
 import { encodeTagRuns } from '../pages/tag-runs.ts';
 import { TAG_PAGE, TAG_VERSION } from '../pages/tags.ts';
-import { mapFromExtents, type MapRuns } from '../transport/wire-map.ts';
 import { migrationKey } from './arriving-names.ts';
 import { claimDomain, type Domain, type DomainClaim } from './domains.ts';
 import { GuestScan } from './guest-scan.ts';
@@ -29,8 +27,6 @@ export interface OutgoingMemoryOptions {
   /** Opens the page streams; names pages of guests that have no domain. */
   token: string;
   record: GuestRecord;
-  /** Rounds come: the first manifest is told with its end. */
-  inRounds: boolean;
   /** Stops the guest for a scan; see {@link GuestScan}. Without it no scan does. */
   drained?: (work: () => void) => Promise<void>;
 }
@@ -41,7 +37,7 @@ export class OutgoingMemory {
   #domain: Domain | undefined;
   #claim: DomainClaim | undefined;
   #told = false;
-  #pushed = false;
+  #settling: Promise<void> | undefined;
   /** The manifest is that of the guest as it was handed over. */
   #finished = false;
   /** What is kept of the guest once it is gone. */
@@ -125,7 +121,7 @@ export class OutgoingMemory {
   async tell(wants: readonly number[]): Promise<void> {
     if (this.#told || this.#scan === undefined) return;
     this.#told = true;
-    await this.tellFrames(this.#options.inRounds ? this.#scan.tellAll(wants) : this.#scan.tell(wants));
+    await this.tellFrames(this.#scan.tellAll(wants));
   }
 
   /** Tags of a further round, and its end. */
@@ -133,26 +129,37 @@ export class OutgoingMemory {
     await this.#options.host.pageServer.pushManifest(this.#options.migration, frames);
   }
 
-  /** The guest stands still: the final manifest, the map of its pages, its device state. Once. */
-  async push(vmm: Vmm): Promise<void> {
-    if (this.#pushed) return;
-    this.#pushed = true;
-    const { pageServer } = this.#options.host;
-    const { migration } = this.#options;
+  /** Right before the guest is paused: tells what it has written since {@link tell}, so that little is left for then. */
+  async catchUp(): Promise<void> {
+    const scan = this.#scan;
+    if (scan === undefined) return;
+    await scan.catchUp();
+    await this.tellFrames(scan.tellChanged());
+  }
+
+  /** The guest stands still: the final manifest. Asked for again it is the same. @throws PagetideError what {@link GuestScan.finish} throws */
+  settle(): Promise<void> {
+    return (this.#settling ??= this.#settle());
+  }
+
+  async #settle(): Promise<void> {
+    const { host, migration } = this.#options;
     const scan = this.#scan;
     if (scan === undefined) throw new PagetideError('PT_INTERNAL', 'there is no manifest of this guest');
     await this.tell([0, scan.manifest.chunks]); // where it never said what it wants
-    await this.tellFrames(await scan.finish());
+    const told = this.tellFrames(await scan.finish());
     this.#finished = true;
-    const state = pageServer.pushState(migration);
-    await pageServer.pushMap(migration, mapOf(vmm.record));
-    try {
-      await vmm.saveState(state);
-    } catch (error) {
-      state.on('error', () => undefined); // the reason is on its way already
-      state.destroy(asPagetideError(error));
-      throw error;
-    }
+    await Promise.all([told, host.pageServer.settle(migration)]);
+  }
+
+  /** Takes the device state of the guest, for the destination; once. To be destroyed with the reason where there will be none. */
+  stateSink(): Writable {
+    return this.#options.host.pageServer.pushState(this.#options.migration);
+  }
+
+  /** Nothing waits for the guest any more: what tracked its writes goes. */
+  untrack(): void {
+    if (this.#finished) this.#scan?.untrack();
   }
 
   /**
@@ -193,21 +200,6 @@ export class OutgoingMemory {
     this.close();
     this.#scan = undefined;
   }
-}
-
-/** Which frames hold content: the guest is paused, so this is final. A hole of the memory file reads as zero. */
-function mapOf({ files, pageSize, description }: GuestRecord): MapRuns {
-  const extents = files.flatMap((file) => {
-    const fd = openSync(file.path, 'r');
-    try {
-      return native()
-        .dataExtents(fd, 0, file.size)
-        .map(({ offset, length }) => ({ offset: file.offset + offset, length }));
-    } finally {
-      closeSync(fd);
-    }
-  });
-  return mapFromExtents(extents, description.memory.size / pageSize, pageSize);
 }
 
 /** What was asked for is not wanted any more. */

@@ -5,7 +5,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { asPagetideError, PagetideError, type ErrorJson } from '../errors.ts';
-import type { Moment, Vmm } from '../guests/driver.ts';
+import type { Departure, Moment, Vmm } from '../guests/driver.ts';
 import type { PageCounters } from '../transport/page-server.ts';
 import type { MigrationHost } from './host.ts';
 import type { Plan } from './modes.ts';
@@ -80,6 +80,8 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
    * is let run on. One that its operator has stopped is neither moved, as it would run there, nor resumed.
    */
   #stopped: boolean;
+  /** The guest stops, or has, and its device state is saved. */
+  #departure: Departure | undefined;
   #report: MigrationReport | undefined;
   #failure: ErrorJson | undefined;
   #unreachable = 0;
@@ -122,7 +124,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     const { migration, guest } = state;
     const inRounds = plan?.copying !== undefined;
     this.#memory = new OutgoingMemory({
-      ...{ host, migration, guest, inRounds, token: details.token, record: details.vmm },
+      ...{ host, migration, guest, token: details.token, record: details.vmm },
       ...(inRounds && vmm?.drained !== undefined ? { drained: (work) => this.#drained(work) } : {}),
     });
     this.#peer = new OutgoingPeer({
@@ -407,7 +409,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
       case 'pause':
         this.onVmm(
           async () => {
-            const { unixMicros } = await this.#pause(this.#need());
+            const { unixMicros } = await this.#depart(this.#need());
             // `handing-over` carries it to the journal
             this.details.pausedAt = unixMicros;
             // what this host knows of the guest's heartbeat; not waited for, the guest stands still
@@ -460,8 +462,12 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     return this.#vmm;
   }
 
-  /** @throws PagetideError `PT_GUEST_STATE` where it doesn't run, and what {@link Vmm.pause} throws */
-  async #pause(vmm: Vmm): Promise<Moment> {
+  /**
+   * Stops the guest. Its device state is saved from then on, while the last of its tags are made.
+   * @throws PagetideError `PT_GUEST_STATE` where it doesn't run, and what {@link Vmm.depart} throws
+   */
+  async #depart(vmm: Vmm): Promise<Moment> {
+    if (this.#departure !== undefined) return this.#departure.stopped;
     if (!this.#stopped) {
       const state = await vmm.status();
       if (state === 'paused')
@@ -473,8 +479,27 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
           },
         );
     }
-    this.#stopped = true; // a pause that fails may have come to pass
-    return vmm.pause();
+    this.#stopped = true; // a stop that fails may have come to pass
+    this.#departure = vmm.depart(this.#memory.stateSink());
+    try {
+      return await this.#departure.stopped;
+    } catch (error) {
+      if (error instanceof PagetideError && error.code === 'PT_GUEST_STATE') this.#stopped = false; // by somebody else
+      throw error;
+    }
+  }
+
+  /**
+   * All that the destination needs to run the guest, and its answer when it has loaded it. It is asked at once: its question takes as long
+   * as the rest.
+   */
+  async #load(): Promise<IncomingStatus> {
+    const { migration, epoch } = this.state;
+    const loaded = this.#peer.client.load(migration, epoch, this.#rounds.rest);
+    // the question, and the VMM's next command, leave before this thread is busy with tags
+    const settled = new Promise(setImmediate).then(() => this.#memory.settle());
+    const [status] = await Promise.all([loaded, settled, this.#departure?.saved]);
+    return status;
   }
 
   async #send(request: SourceRequest): Promise<void> {
@@ -502,11 +527,11 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
           });
           break;
         case 'load':
-          await this.#memory.push(this.#need());
-          status = await this.#peer.client.load(migration, epoch, this.#rounds.rest);
+          status = await this.#load();
           break;
         case 'take-over':
           status = await this.#peer.client.takeOver(migration, epoch);
+          this.#memory.untrack();
           break;
         case 'abort':
           status = await this.#peer.client.abort(migration, epoch);
@@ -523,9 +548,9 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
     try {
       await this.#peer.admit();
       if (status.wants !== undefined) await this.#memory.tell(status.wants);
-      // Not before the chunks were told that were offered: what is tagged anew after that is sent at the end. Rounds do it themselves.
+      // Not before the chunks were told that were offered. Rounds do it themselves.
       const isTold = request === 'prepare' && this.#memory.told && this.state.at === 'preparing';
-      if (isTold && !this.state.copies) await this.#memory.scan?.catchUp();
+      if (isTold && !this.state.copies) await this.#memory.catchUp();
     } catch (thrown) {
       this.dispatch({ type: 'failed', error: asPagetideError(thrown).toJSON() });
       return;

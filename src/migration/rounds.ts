@@ -12,6 +12,8 @@
  *   fetching     frames left × share that had to be fetched × bytes a page ÷ bytes a second, all as measured in earlier rounds
  *
  * A pre-copy has both in its downtime, a hybrid the first only. It switches once both together fit the downtime that was asked for.
+ * Where they fit, another round is copied only if it takes most of what is left out of the downtime: what it brings has to be moved anyway, so
+ * it costs no more than what the guest writes again meanwhile.
  * A hybrid also switches when rounds stop paying, as what is left follows it. A pre-copy that gets nowhere is `stuck`.
  *
  * Early estimates are cautious where nothing was measured yet: a page that changes has to be fetched until a round has shown otherwise,
@@ -33,6 +35,11 @@ const ASSUMED_LINK = 50_000;
 const RECENT = 3;
 /** A round pays when at most this share of what the last one had left is left after it. */
 const PAYS = 0.9;
+/** A round that could be left out is copied where at most this share of what is left will be left after it, and at least so many frames fewer. */
+const CLOSING = 0.5;
+const CLOSING_FRAMES = 64;
+/** Messages and a look at the guest, beside what a round fetches and tags; milliseconds. */
+const ROUND_MS = 20;
 /** Rounds in a row that don't pay before a pre-copy is stuck. */
 const PATIENCE = 3;
 
@@ -83,8 +90,11 @@ export function decide(
   const fits = ({ downtimeMs, fetchMs }: Estimate): boolean =>
     downtimeMs + (rest === 'serve' ? fetchMs : 0) <= maxDowntimeMs;
   const estimate = estimateSwitch(rounds, scans, lastPass, rest);
-  if (fits(estimate)) return { do: 'switch', because: 'fits', estimate };
   const isLast = rounds.length >= maxRounds;
+  if (fits(estimate))
+    return !isLast && shortens(estimate, scans.at(-1)!)
+      ? { do: 'again', estimate }
+      : { do: 'switch', because: 'fits', estimate };
   // Whether all that stands against it is memory that the guest gave back meanwhile: that comes to rest.
   const waits = fits(estimateSwitch(rounds, [...scans.slice(0, -1), atRest(scans.at(-1)!)], lastPass, rest));
   if (waits && !isLast) return { do: 'again', estimate };
@@ -121,6 +131,12 @@ export function estimateSwitch(
     fetchMs,
     downtimeMs: SWITCH_MS + passMs + (rest === 'copy' ? fetchMs : 0),
   };
+}
+
+/** Whether little of what is left would be left after another round. */
+function shortens({ left, dirtyPerSecond, fetchMs }: Estimate, { tagMs }: Rescan): boolean {
+  const again = Math.min(left, (dirtyPerSecond * (fetchMs + tagMs + ROUND_MS)) / 1000);
+  return again <= CLOSING * left && left - again >= CLOSING_FRAMES;
 }
 
 /** What the scan would have found, had the guest given back nothing. */

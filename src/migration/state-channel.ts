@@ -1,26 +1,24 @@
 /**
- * The destination's state stream: collects tags, the frame map and the device state, each whole and checked before any is used.
+ * The destination's state stream: collects tags and the device state, each whole and checked before any is used.
  *
- *   Tags … ManifestEnd   Tags … ManifestEnd   …   Tags … ManifestEnd   Map   State … StateEnd
- *          round 1 is told      round 2 is told          the last one is told   ▲ settled           ▲ whole
+ *   Tags … ManifestEnd   Tags … ManifestEnd   …   Tags … ManifestEnd  Settled
+ *          told (1)             told (2)                 told (last)  ▲ settled
+ *                                       State …  State …      StateEnd             the two go their own ways:
+ *                                                             ▲ whole, if settled  the VMM saves its state while the last tags are made
  *
  * On a new connection everything comes again from the start. So the tags go back to what they were before anything was told, and
- * rounds are counted anew: a round is told when as many ends have come on the connection that there is. Once the map has begun nothing
- * of the manifest is written again: it is in use by then.
+ * ends are counted anew: a round is told when as many ends have come on the connection that there is. Once the manifest is settled nothing
+ * of it is written again: it is in use by then.
  */
 import { PagetideError } from '../errors.ts';
 import type { Manifest } from '../pages/manifest.ts';
 import { connectPages } from '../transport/page-client.ts';
 import { ReconnectingPages } from '../transport/reconnect.ts';
-import { runCount, runHasData } from '../transport/wire-map.ts';
 import { checkManifestEnd, decodeTags } from '../transport/wire-tags.ts';
 
 export interface SwitchState {
-  /** [first frame, count, …] of the frames that are zero. */
-  zeroRuns: number[];
-  zeroFrames: number;
   device: Buffer;
-  /** Payload bytes of manifest and map. */
+  /** Payload bytes of the manifest. */
   manifestBytes: number;
 }
 
@@ -32,8 +30,8 @@ export interface StateChannelOptions {
   pageSize: number;
   /** Takes the tags in. It is final, its digest checked, when {@link StateChannel.settled} resolves. */
   manifest: Manifest;
-  /** The manifest is told in rounds. */
-  rounds: boolean;
+  /** Tags of these frames were taken in. Undefined: they went back to what they were, and all comes again. */
+  onTags?: (run: { first: number; count: number } | undefined) => void;
 }
 
 interface Deferred<T> {
@@ -56,7 +54,7 @@ export class StateChannel {
   readonly connected: Promise<true>;
   /** Resolves when the manifest is final; rejects when the source gives up. */
   readonly settled: Promise<true>;
-  /** Resolves when map and state are here; rejects when the source gives up. */
+  /** Resolves when the manifest is final and the state is here; rejects when the source gives up. */
   readonly whole: Promise<SwitchState>;
   readonly #pages: ReconnectingPages;
   readonly #manifest: Manifest;
@@ -75,24 +73,26 @@ export class StateChannel {
     this.connected.catch(() => undefined);
     this.settled.catch(() => undefined);
     this.whole.catch(() => undefined);
-    let zeroRuns: number[] = [];
-    let zeroFrames = 0;
     let manifestBytes = 0;
     let isSettled = false;
-    let isWhole = false;
-    const { manifest } = options;
+    let device: Buffer | undefined;
+    const { manifest, onTags } = options;
     this.#manifest = manifest;
     // What this host knew by itself. An end is checked against the whole table: tags of later rounds must not be in it.
-    const before = options.rounds ? Uint8Array.from(manifest.tags) : undefined;
+    const before = Uint8Array.from(manifest.tags);
     let isTouched = false;
     let chunks: Buffer[] = [];
+    const arrived = (): void => {
+      if (isSettled && device !== undefined) whole.resolve({ manifestBytes, device });
+    };
     const restart = (): void => {
       if (isSettled) return;
       this.#ends = 0;
-      if (before === undefined || !isTouched) return;
+      if (!isTouched) return;
       manifest.tags.set(before);
       manifest.touch(0, manifest.frames);
       isTouched = false;
+      onTags?.(undefined);
     };
     this.#pages = new ReconnectingPages({
       connect: (handlers, signal) => connectPages({ ...options, channel: 'state', handlers, signal }),
@@ -100,7 +100,8 @@ export class StateChannel {
         onTags: (payload, first) => {
           if (isSettled) return;
           isTouched = true;
-          decodeTags(payload, first, manifest);
+          const count = decodeTags(payload, first, manifest);
+          onTags?.({ first, count });
           manifestBytes += payload.length;
         },
         onManifestEnd: (payload, frames) => {
@@ -109,37 +110,18 @@ export class StateChannel {
           manifestBytes += payload.length;
           this.#tell(++this.#ends);
         },
-        onMap: (runs, first) => {
-          if (first === 0) {
-            // a new connection begins from the start
-            zeroRuns = [];
-            zeroFrames = 0;
-            // without an end before it, see onStateEnd
-            if (this.#ends > 0) {
-              isSettled = true;
-              settled.resolve(true);
-            }
-          }
-          manifestBytes += runs.byteLength;
-          let at = first;
-          for (const run of runs) {
-            const count = runCount(run);
-            if (!runHasData(run)) {
-              zeroRuns.push(at, count);
-              zeroFrames += count;
-            }
-            at += count;
-          }
+        onSettled: () => {
+          isSettled = true;
+          settled.resolve(true);
+          arrived();
         },
         onState: (chunk, offset) => {
           if (offset === 0) chunks = [];
           chunks.push(Buffer.from(chunk)); // the connection uses its memory again
         },
         onStateEnd: () => {
-          if (isWhole) return;
-          if (!isSettled) throw new PagetideError('PT_PROTOCOL', 'the device state came without a manifest');
-          isWhole = true;
-          whole.resolve({ zeroRuns, zeroFrames, manifestBytes, device: Buffer.concat(chunks) });
+          device ??= Buffer.concat(chunks);
+          arrived();
         },
         onClose: (error) => {
           const why = error ?? new PagetideError('PT_CANCELLED', 'the state stream was closed');

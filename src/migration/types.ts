@@ -205,13 +205,13 @@ export interface ManifestOffer {
 /** A round that takes longer is answered without its figures after this, milliseconds: whoever waits hears how far it is. */
 export const ROUND_ANSWER_MS = 500;
 
-export const PEER_PROTOCOL = 3;
+export const PEER_PROTOCOL = 4;
 
 /** What the destination knows when asked: the answer to every `/v1/incoming/{id}` call. */
 export interface IncomingStatus {
   migration: string;
   epoch: number;
-  state: 'preparing' | 'prepared' | 'loaded' | 'owner' | 'complete' | 'refused' | 'unknown';
+  state: 'preparing' | 'prepared' | 'arrived' | 'loaded' | 'owner' | 'complete' | 'refused' | 'unknown';
   /** When the guest ran again, microseconds since the epoch; from `owner` on. */
   resumedAt?: number;
   progress?: MigrationProgress;

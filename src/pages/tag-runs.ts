@@ -44,35 +44,57 @@ export function sameTag(a: Uint8Array, atA: number, b: Uint8Array, atB: number):
 /** Codes `count` tags from index `first` of `tags` (16 bytes each). */
 export function encodeTagRuns(tags: Uint8Array, first: number, count: number): Buffer {
   const out = Buffer.allocUnsafe(tagRunsLimit(count));
+  return out.subarray(0, writeTagRuns(tags, first, count, out, 0));
+}
+
+/** The same into `out` from byte `offset`, which has {@link tagRunsLimit} bytes of room. Returns where it ends. */
+export function writeTagRuns(tags: Uint8Array, first: number, count: number, out: Uint8Array, offset: number): number {
   const end = first + count;
-  let length = 0;
-  const run = (kind: number, from: number, runCount: number, tagCount: number): void => {
-    length = out.writeUInt16LE((kind << 14) | (runCount - 1), length);
-    out.set(tags.subarray(from * TAG_BYTES, (from + tagCount) * TAG_BYTES), length);
-    length += tagCount * TAG_BYTES;
-  };
   let literal = first;
-  const flush = (until: number): void => {
-    while (literal < until) {
-      const some = Math.min(RUN_TAGS, until - literal);
-      run(Kind.Tags, literal, some, some);
-      literal += some;
-    }
-  };
   for (let at = first; at < end;) {
     const zero = isZeroTag(tags, at);
     let next = at + 1;
     while (next < end && next - at < RUN_TAGS && sameTag(tags, at, tags, next)) next++;
     if (zero || next - at >= SAME_PAYS) {
-      flush(at);
-      if (zero) run(Kind.Zero, at, next - at, 0);
-      else run(Kind.Same, at, next - at, 1);
+      offset = writeLiteral(tags, literal, at, out, offset);
+      offset = zero
+        ? writeRun(Kind.Zero, next - at, tags, at, 0, out, offset)
+        : writeRun(Kind.Same, next - at, tags, at, 1, out, offset);
       literal = next;
     }
     at = next;
   }
-  flush(end);
-  return out.subarray(0, length);
+  return writeLiteral(tags, literal, end, out, offset);
+}
+
+function writeLiteral(tags: Uint8Array, from: number, until: number, out: Uint8Array, offset: number): number {
+  while (from < until) {
+    const some = Math.min(RUN_TAGS, until - from);
+    offset = writeRun(Kind.Tags, some, tags, from, some, out, offset);
+    from += some;
+  }
+  return offset;
+}
+
+/** A run of `count`, of which `tagCount` tags from index `from` follow. */
+function writeRun(
+  kind: number,
+  count: number,
+  tags: Uint8Array,
+  from: number,
+  tagCount: number,
+  out: Uint8Array,
+  offset: number,
+): number {
+  const header = (kind << 14) | (count - 1);
+  out[offset] = header;
+  out[offset + 1] = header >>> 8;
+  const bytes = tagCount * TAG_BYTES;
+  const at = offset + HEADER_BYTES;
+  // most runs of a round are of one tag: a view would cost more than its bytes
+  if (bytes > 4 * TAG_BYTES) out.set(tags.subarray(from * TAG_BYTES, from * TAG_BYTES + bytes), at);
+  else for (let i = 0; i < bytes; i++) out[at + i] = tags[from * TAG_BYTES + i]!;
+  return at + bytes;
 }
 
 /**

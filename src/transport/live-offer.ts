@@ -4,15 +4,15 @@ import { MemoryFiles } from './memory-file.ts';
 import { Counter, type Offer } from './server-messages.ts';
 import type { OwnedStream, StreamOwner } from './stream-owner.ts';
 import { tokenDigest } from './upgrade.ts';
-import { encodeMap } from './wire-map.ts';
 import { StateEncoder } from './wire-state.ts';
+import { encodeFrame, FrameType } from './wire.ts';
 
 /** Connections of one channel that may be open at once: a new one beside an old one that is half-open, and some. */
 const STREAMS_PER_CHANNEL = 4;
 
 /**
- * Files, secret, counters and connections of one offer, and the *log*: the frames of the map and the device state in
- * order. The log only grows, and is kept until the offer is withdrawn: each state connection sends it from the start.
+ * Files, secret, counters and connections of one offer, and the *log*: the frames of the manifest and the device state as they
+ * were pushed. The log only grows, and is kept until the offer is withdrawn: each state connection sends it from the start.
  */
 export class LiveOffer implements StreamOwner {
   readonly migration: string;
@@ -25,7 +25,7 @@ export class LiveOffer implements StreamOwner {
   /** See {@link Offer.destination}. */
   destination: string | undefined;
   readonly #streams = new Set<OwnedStream>();
-  #mapped = false;
+  #isSettled = false;
   #state: StateEncoder | undefined;
   #stateEnded = false;
 
@@ -60,19 +60,18 @@ export class LiveOffer implements StreamOwner {
   }
 
   /** @throws PagetideError `PT_BAD_ARGUMENT` */
-  pushMap(runs: Uint32Array): void {
-    if (this.#mapped) throw new PagetideError('PT_BAD_ARGUMENT', 'the frame map was pushed already');
-    this.#append(encodeMap(runs, this.frames));
-    this.#mapped = true;
+  settle(): void {
+    if (this.#isSettled) throw new PagetideError('PT_BAD_ARGUMENT', 'the manifest is final already');
+    this.#isSettled = true;
+    this.#append([encodeFrame(FrameType.Settled, 0, 0, 0)]);
   }
 
   /**
    * Frames of wire-tags.ts, as they are to be sent: back to back in `bytes`, which is kept.
-   * @throws PagetideError `PT_BAD_ARGUMENT` after the device state has begun
+   * @throws PagetideError `PT_BAD_ARGUMENT` after {@link settle}
    */
   pushManifest(bytes: Uint8Array, lengths: Uint32Array): void {
-    if (this.#state !== undefined || this.#stateEnded)
-      throw new PagetideError('PT_BAD_ARGUMENT', 'the manifest goes before the device state');
+    if (this.#isSettled) throw new PagetideError('PT_BAD_ARGUMENT', 'the manifest is final already');
     const frames: Buffer[] = [];
     let at = bytes.byteOffset;
     for (const length of lengths) {
@@ -109,7 +108,6 @@ export class LiveOffer implements StreamOwner {
   }
 
   #checkState(): void {
-    if (!this.#mapped) throw new PagetideError('PT_BAD_ARGUMENT', 'the frame map goes before the device state');
     if (this.#stateEnded) throw new PagetideError('PT_BAD_ARGUMENT', 'the device state was pushed already');
   }
 

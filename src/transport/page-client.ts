@@ -12,7 +12,6 @@ import { DirectIo, mayBeDirect } from './direct-io.ts';
 import type { PageSocket } from './read-tap.ts';
 import { checkRuns, decodeBatch, encodeBatchRequest, type Batch, type Runs } from './wire-batch.ts';
 import { WireBytes } from './wire-bytes.ts';
-import { MapReader, type MapRuns } from './wire-map.ts';
 import { StateReader, decodeError } from './wire-state.ts';
 import {
   FrameDecoder,
@@ -27,7 +26,6 @@ import {
 
 export type { PageAddress } from './page-connect.ts';
 export { eachPiece, type Batch, type Runs } from './wire-batch.ts';
-export { runCount, runHasData, mapFromExtents, type MapRuns } from './wire-map.ts';
 
 /** What comes in. Buffers are valid **until the callback returns**. A callback that throws ends the connection. */
 export interface PageHandlers {
@@ -35,12 +33,12 @@ export interface PageHandlers {
   onPage?(frame: number, buffer: Buffer, byteOffset: number, isZero: boolean): void;
   /** A batch that was asked for, unpacked and checked; `stream` is what `requestBatch` returned. */
   onBatch?(batch: Batch, stream: number): void;
-  /** A piece of the frame map; its runs begin at frame `first`. Starts again at 0 on every connection. */
-  onMap?(runs: MapRuns, first: number, last: boolean): void;
   /** Tags of frames from `first`: see wire-tags.ts. From the start on every connection. */
   onTags?(payload: Uint8Array, first: number): void;
-  /** The manifest as it was told up to here: its frames, and its digest. The last one before the map is final. */
+  /** The manifest as it was told up to here: its frames, and its digest. */
   onManifestEnd?(payload: Uint8Array, frames: number): void;
+  /** It is final: what its last end said. Once on every connection. */
+  onSettled?(): void;
   /** A piece of the device state. Starts again at offset 0 on every connection. */
   onState?(chunk: Buffer, offset: number): void;
   /** The device state is whole, and its digest right. */
@@ -85,10 +83,10 @@ export class PageConnection {
   readonly #frames: number;
   readonly #decoder: FrameDecoder;
   readonly #liveness: NodeJS.Timeout;
-  readonly #map: MapReader;
   /** What connecting took, milliseconds: see {@link TappedSocket.connectMs}. */
   readonly connectMs: number;
-  #mapBegun = false;
+  #hasManifest = false;
+  #isSettled = false;
   readonly #state = new StateReader();
   /** Outstanding page requests: slot = stream % SLOTS; stream 0: free. */
   readonly #slotStream = new Uint32Array(SLOTS);
@@ -119,7 +117,6 @@ export class PageConnection {
     this.#handlers = options.handlers;
     this.#pageSize = options.pageSize;
     this.#frames = options.frames;
-    this.#map = new MapReader(options.frames);
     this.#decoder = new FrameDecoder(
       `client-${options.channel}`,
       options.pageSize,
@@ -299,29 +296,27 @@ export class PageConnection {
         this.#handlers.onBatch?.(batch, stream);
         return;
       }
-      case FrameType.Map: {
-        this.#mapBegun = true;
-        const runs = this.#map.read(buffer.subarray(offset, offset + length), flags, argument);
-        this.#handlers.onMap?.(runs, argument, this.#map.ended);
-        return;
-      }
       case FrameType.Tags:
-        if (this.#mapBegun) throw protocolError('a manifest goes on after the frame map');
+        if (this.#isSettled) throw protocolError('a manifest goes on after its end');
         this.#handlers.onTags?.(buffer.subarray(offset, offset + length), argument);
         return;
       case FrameType.ManifestEnd:
-        if (this.#mapBegun) throw protocolError('a manifest ends after the frame map');
+        if (this.#isSettled) throw protocolError('a manifest ends after its end');
+        this.#hasManifest = true;
         this.#handlers.onManifestEnd?.(buffer.subarray(offset, offset + length), argument);
         return;
+      case FrameType.Settled:
+        if (this.#isSettled || !this.#hasManifest) throw protocolError('there is no manifest that could be final');
+        this.#isSettled = true;
+        this.#handlers.onSettled?.();
+        return;
       case FrameType.State: {
-        if (!this.#map.ended) throw protocolError('device state before the frame map');
         const chunk = buffer.subarray(offset, offset + length);
         this.#state.chunk(chunk, argument);
         this.#handlers.onState?.(chunk, argument);
         return;
       }
       case FrameType.StateEnd:
-        if (!this.#map.ended) throw protocolError('device state before the frame map');
         this.#state.end(buffer.subarray(offset, offset + length));
         this.#handlers.onStateEnd?.(this.#state.length);
         return;

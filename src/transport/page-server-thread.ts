@@ -132,8 +132,8 @@ export class PageServerThread {
       case 'unshare':
         this.#unshare(request.domain);
         return;
-      case 'map':
-        this.#offer(request.migration).pushMap(request.runs);
+      case 'settle':
+        this.#offer(request.migration).settle();
         return;
       case 'manifest':
         this.#offer(request.migration).pushManifest(request.bytes, request.lengths);

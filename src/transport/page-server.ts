@@ -22,7 +22,6 @@ import {
 import { WORKER_LIMITS } from '../memory/release-memory.ts';
 import { credentials as ownCredentials, type Credentials } from '../trust/credentials.ts';
 import { isMigrationId } from './upgrade.ts';
-import type { MapRuns } from './wire-map.ts';
 
 export type { Offer, OfferedFile, PageCounters, SharedDomain } from './server-messages.ts';
 
@@ -39,6 +38,9 @@ export interface PageServerOptions {
   /** With them the port speaks mutual TLS and nothing else. Those of the process by default. */
   credentials?: Credentials | undefined;
 }
+
+/** Bytes of a device state that may be on their way to the thread. */
+const STATE_AHEAD = 1 << 20;
 
 interface Pending {
   resolve: () => void;
@@ -178,16 +180,8 @@ export class PageServer {
   }
 
   /**
-   * Gives the frame map of the switch to the destination, now or when it connects. Once a migration.
-   * @throws PagetideError `PT_BAD_ARGUMENT`, `PT_MIGRATION_UNKNOWN`
-   */
-  pushMap(migration: string, runs: MapRuns): Promise<void> {
-    return this.#ask({ type: 'map', migration, runs });
-  }
-
-  /**
    * Gives frames of a manifest (wire-tags.ts) to the destination, now or when it connects: as often as there is something
-   * to tell, before the device state.
+   * to tell, before {@link settle}.
    * @throws PagetideError `PT_BAD_ARGUMENT`, `PT_MIGRATION_UNKNOWN`
    */
   pushManifest(migration: string, frames: readonly Uint8Array[]): Promise<void> {
@@ -204,19 +198,50 @@ export class PageServer {
   }
 
   /**
-   * A stream for the device state, after the map, once a migration. What is written is kept and sent, from the start to
+   * The guest stands still, and the manifest that was pushed is the one of what it holds. Once a migration, after an end of it.
+   * @throws PagetideError `PT_BAD_ARGUMENT`, `PT_MIGRATION_UNKNOWN`
+   */
+  settle(migration: string): Promise<void> {
+    return this.#ask({ type: 'settle', migration });
+  }
+
+  /**
+   * A stream for the device state, once a migration: before, while and after the manifest comes to its end. What is written is kept and sent, from the start to
    * each connection, until the migration is withdrawn. `finish` comes when the page server has all of it; `destroy` with
    * an error tells the destination that there will be none.
    */
   pushState(migration: string): Writable {
+    let unanswered = 0;
+    let refusal: PagetideError | undefined;
+    let more: ((error?: Error) => void) | undefined;
     return new Writable({
-      highWaterMark: 1 << 20,
+      highWaterMark: STATE_AHEAD,
+      // The guest stands still meanwhile: a piece does not wait for the answer to the one before.
       write: (chunk: Buffer, _encoding, done) => {
+        if (refusal !== undefined) {
+          done(refusal);
+          return;
+        }
         // a copy: `chunk` is the writer's, and may lie in a pool that can't be handed over
-        this.#ask({ type: 'state', migration, chunk: Uint8Array.from(chunk) }).then(() => done(), done);
+        const answered = this.#ask({ type: 'state', migration, chunk: Uint8Array.from(chunk) });
+        unanswered += chunk.length;
+        if (unanswered < STATE_AHEAD) done();
+        else more = done;
+        const go = (error?: PagetideError): void => {
+          unanswered -= chunk.length;
+          refusal ??= error;
+          const waiting = more;
+          more = undefined;
+          waiting?.(error);
+        };
+        answered.then(
+          () => go(),
+          (error: unknown) => go(asPagetideError(error)),
+        );
       },
       final: (done) => {
-        this.#ask({ type: 'state-end', migration }).then(() => done(), done);
+        // where a piece was refused, so is its end: answers come in the order of the questions
+        this.#ask({ type: 'state-end', migration }).then(() => done(refusal), done);
       },
       destroy: (error, done) => {
         if (error === null) {

@@ -29,6 +29,7 @@ const MAX_ANSWER = 1 << 20;
 const STATES: readonly string[] = [
   'preparing',
   'prepared',
+  'arrived',
   'loaded',
   'owner',
   'complete',
@@ -163,7 +164,7 @@ export class PeerClient {
     return status(await this.#call('GET', incoming(migration), undefined, this.#answerMs, options), migration);
   }
 
-  /** The state is on its way; resolves when it is loaded. */
+  /** The state is on its way; resolves when everything is there, or already loaded. */
   load(migration: string, epoch: number, rest: Rest = 'serve', options?: CallOptions): Promise<IncomingStatus> {
     return this.#incoming(migration, 'load', { epoch, rest }, this.#workMs, options);
   }

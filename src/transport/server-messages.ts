@@ -63,7 +63,7 @@ export type Request =
   | { id: number; type: 'withdraw'; migration: string }
   | { id: number; type: 'share'; domain: SharedDomain }
   | { id: number; type: 'unshare'; domain: string }
-  | { id: number; type: 'map'; migration: string; runs: Uint32Array }
+  | { id: number; type: 'settle'; migration: string }
   | { id: number; type: 'manifest'; migration: string; bytes: Uint8Array; lengths: Uint32Array }
   | { id: number; type: 'state'; migration: string; chunk: Uint8Array }
   | { id: number; type: 'state-end'; migration: string }
@@ -99,13 +99,12 @@ export const Counter = {
   fillZero: 9,
   rawBytes: 10,
   pageBytes: 11,
-  mapBytes: 12,
-  stateBytes: 13,
-  errors: 14,
-  manifestBytes: 15,
-  tagsAsked: 16,
-  tagPages: 17,
-  tagAbsent: 18,
+  stateBytes: 12,
+  errors: 13,
+  manifestBytes: 14,
+  tagsAsked: 15,
+  tagPages: 16,
+  tagAbsent: 17,
 } as const;
 export const COUNTERS = Object.keys(Counter).length;
 
@@ -130,8 +129,7 @@ export interface PageCounters {
   pageBytes: number;
   /** Payload of the manifest, counted each time it is sent. */
   manifestBytes: number;
-  /** Payload of the frame map and device state, counted each time they are sent. */
-  mapBytes: number;
+  /** Payload of the device state, counted each time it is sent. */
   stateBytes: number;
   /** Requests answered by an error, and connections ended by one. */
   errors: number;

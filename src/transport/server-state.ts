@@ -1,4 +1,4 @@
-/** The state channel at the source: sends the offer's log (manifest, frame map, device state) from its start. */
+/** The state channel at the source: sends the offer's log (manifest, device state) from its start. */
 import type { Socket } from 'node:net';
 import type { LiveOffer } from './live-offer.ts';
 import { Counter } from './server-messages.ts';
@@ -9,7 +9,6 @@ import { FrameType, HEADER_SIZE, protocolError } from './wire.ts';
 const UNSENT_LIMIT = 256 << 10;
 
 function counterOf(type: number): number {
-  if (type === FrameType.Map) return Counter.mapBytes;
   return type === FrameType.Tags || type === FrameType.ManifestEnd ? Counter.manifestBytes : Counter.stateBytes;
 }
 

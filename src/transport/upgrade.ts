@@ -7,7 +7,7 @@ import { NONCE_HEADER, TAGS_HEADER, isNonce } from './tag-proof.ts';
 import { CHANNELS, type Channel } from './wire.ts';
 
 /** Version of the page streams. A side that gets another one refuses: there is no negotiation. */
-export const PAGE_PROTOCOL = 2;
+export const PAGE_PROTOCOL = 3;
 /** The `Upgrade:` token. */
 export const UPGRADE = 'pagetide';
 export const PROTOCOL_HEADER = 'pagetide-protocol';

@@ -1,8 +1,17 @@
 /** Frames that carry a manifest: tags of consecutive frames, and its end. */
 import { PagetideError } from '../errors.ts';
 import { CHUNK_FRAMES, DIGEST_BYTES, type Manifest } from '../pages/manifest.ts';
-import { decodeTagRuns, encodeTagRuns } from '../pages/tag-runs.ts';
-import { FrameType, WireLimit, encodeFrame, protocolError, readU32, writeU32 } from './wire.ts';
+import { decodeTagRuns, tagRunsLimit, writeTagRuns } from '../pages/tag-runs.ts';
+import {
+  FrameType,
+  HEADER_SIZE,
+  WireLimit,
+  encodeFrame,
+  protocolError,
+  readU32,
+  writeHeader,
+  writeU32,
+} from './wire.ts';
 
 const COUNT_BYTES = 4;
 
@@ -16,9 +25,11 @@ export function encodeTags(manifest: Manifest, first: number, count: number): Bu
   const frames: Buffer[] = [];
   for (let at = first; at < first + count; at += WireLimit.tags) {
     const some = Math.min(WireLimit.tags, first + count - at);
-    const head = Buffer.allocUnsafe(COUNT_BYTES);
-    writeU32(head, 0, some);
-    frames.push(encodeFrame(FrameType.Tags, 0, 0, at, Buffer.concat([head, encodeTagRuns(manifest.tags, at, some)])));
+    const frame = Buffer.allocUnsafe(HEADER_SIZE + COUNT_BYTES + tagRunsLimit(some));
+    const end = writeTagRuns(manifest.tags, at, some, frame, HEADER_SIZE + COUNT_BYTES);
+    writeHeader(frame, 0, end - HEADER_SIZE, FrameType.Tags, 0, 0, at);
+    writeU32(frame, HEADER_SIZE, some);
+    frames.push(frame.subarray(0, end));
   }
   return frames;
 }
@@ -39,15 +50,16 @@ export function encodeManifestEnd(manifest: Manifest): Buffer {
 }
 
 /**
- * Takes a Tags frame into `manifest`.
+ * Takes a Tags frame into `manifest`. Returns of how many frames.
  * @throws PagetideError `PT_PROTOCOL`
  */
-export function decodeTags(payload: Uint8Array, first: number, manifest: Manifest): void {
+export function decodeTags(payload: Uint8Array, first: number, manifest: Manifest): number {
   const count = readU32(payload, 0);
   if (count < 1 || count > WireLimit.tags || first + count > manifest.frames)
     throw protocolError(`tags of frames ${first} … ${first + count}: the guest has ${manifest.frames}`);
   decodeTagRuns(payload.subarray(COUNT_BYTES), manifest.tags, first, count);
   manifest.touch(first, count);
+  return count;
 }
 
 /** @throws PagetideError `PT_PROTOCOL` when `manifest` is not the one that the source means */

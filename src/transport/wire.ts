@@ -17,7 +17,7 @@ import { TAG_BYTES, TAG_PAGE } from '../pages/tags.ts';
 /** Bytes of a frame's header. */
 export const HEADER_SIZE = 16;
 
-/** What a frame is. Numbers are part of the protocol: never reused. */
+/** What a frame is. Numbers are part of the protocol: never reused (5 was a map of the frames, which the manifest tells). */
 export const FrameType = {
   /** Demand: one page, now. argument = frame. */
   PageRequest: 1,
@@ -27,8 +27,6 @@ export const FrameType = {
   BatchRequest: 3,
   /** Its answer. argument = frames in all; payload: see wire-batch.ts. */
   Batch: 4,
-  /** A piece of the frame map. argument = its first frame; payload: see wire-map.ts. */
-  Map: 5,
   /** A piece of the device state. argument = its byte offset. */
   State: 6,
   /** The state is whole. payload = u64 length, 32 bytes of SHA-256. */
@@ -41,7 +39,7 @@ export const FrameType = {
   Pong: 10,
   /** Tags of consecutive 4 KiB frames. argument = the first; payload = u32 how many, then their runs (pages/tag-runs.ts). */
   Tags: 11,
-  /** The manifest is final. argument = its frames; payload = its digest. */
+  /** The manifest as it was told up to here. argument = its frames; payload = its digest. */
   ManifestEnd: 12,
   /** Pages by tag: who asks has the domain's secret. payload: see tag-proof.ts. */
   Proof: 13,
@@ -53,6 +51,8 @@ export const FrameType = {
   TagRequest: 16,
   /** Its answer. argument = how many; payload: see wire-tag-pages.ts. */
   TagPages: 17,
+  /** The last ManifestEnd was the end: the guest stands still, and this is what it holds. */
+  Settled: 18,
 } as const;
 export type FrameType = (typeof FrameType)[keyof typeof FrameType];
 
@@ -62,8 +62,6 @@ export const FrameFlag = {
   Zero: 1,
   /** Batch, TagPages: the pages are one LZ4 block. */
   Lz4: 1,
-  /** Map: this piece is the last. */
-  End: 1,
 } as const;
 
 /** Bounds that both sides hold each other to. */
@@ -76,8 +74,6 @@ export const WireLimit = {
   batchRequests: 64,
   /** Page requests that one connection may have outstanding. */
   pageRequests: 4096,
-  /** Runs in one piece of a map. */
-  mapRuns: 16384,
   /** Tags in one frame of them. */
   tags: 16384,
   /** Pages that one request by tag may name. */
@@ -172,7 +168,7 @@ const ACCEPTS: Record<Reader, readonly FrameType[]> = {
   'client-state': [
     FrameType.Tags,
     FrameType.ManifestEnd,
-    FrameType.Map,
+    FrameType.Settled,
     FrameType.State,
     FrameType.StateEnd,
     FrameType.Error,
@@ -199,8 +195,6 @@ function ruleOf(type: FrameType, pageSize: number): FrameRule {
       return { min: 8, max: runs, step: 8, flags: 0 };
     case FrameType.Batch:
       return { min: 17, max: 8 + runs + Math.ceil(frames / 8) + frames * pageSize, step: 1, flags: FrameFlag.Lz4 };
-    case FrameType.Map:
-      return { min: 4, max: WireLimit.mapRuns * 4, step: 4, flags: FrameFlag.End };
     case FrameType.Tags:
       return { min: 6, max: 4 + tagRunsLimit(WireLimit.tags), step: 1, flags: 0 };
     case FrameType.ManifestEnd:
@@ -221,6 +215,7 @@ function ruleOf(type: FrameType, pageSize: number): FrameRule {
     case FrameType.Error:
       return { min: 2, max: WireLimit.error, step: 1, flags: 0 };
     case FrameType.PageRequest:
+    case FrameType.Settled:
     case FrameType.Ping:
     case FrameType.Pong:
       return { min: 0, max: 0, step: 1, flags: 0 };

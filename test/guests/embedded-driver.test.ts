@@ -33,7 +33,7 @@ function endsWith(test: Test, vmm: EmbeddedVmm): EmbeddedVmm {
 
 async function stateOf(vmm: EmbeddedVmm): Promise<Buffer> {
   const sink = new Collected();
-  await vmm.saveState(sink);
+  await vmm.depart(sink).saved;
   return sink.bytes;
 }
 

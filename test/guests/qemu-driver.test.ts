@@ -86,36 +86,48 @@ void t.test('a guest pauses, gives its state twice, goes on, and arrives elsewhe
   });
   t.strictSame(await vmm.verify().then((v) => v && [v.ok, v.bad]), [true, []]);
   await vmm.checkMovable();
-  await t.rejects(vmm.saveState(new PassThrough()), { code: 'PT_GUEST_STATE' }, 'a running guest has no state to save');
-  t.equal(await vmm.status(), 'running');
-
   const stopped = await vmm.pause();
   t.ok(Math.abs(stopped.unixMicros / 1000 - Date.now()) < 5000, 'the time of the stop is a time of now');
   t.strictSame(await vmm.pause(), stopped, 'pausing again changes nothing');
   t.equal(await vmm.status(), 'paused');
+  const refused = vmm.depart(new PassThrough());
+  await t.rejects(refused.stopped, { code: 'PT_GUEST_STATE' }, 'somebody else has stopped it');
+  await t.rejects(refused.saved, { code: 'PT_GUEST_STATE' });
+  await vmm.resume();
+
   const first = collector();
-  await vmm.saveState(first.sink);
+  const departure = vmm.depart(first.sink);
+  const left = await departure.stopped;
+  t.ok(left.unixMicros > stopped.unixMicros);
+  t.equal(await vmm.status(), 'paused');
+  await departure.saved;
   t.ok(
     first.bytes().length > 10_000 && first.bytes().length < 2 << 20,
     `the state has ${first.bytes().length} bytes: no RAM in it`,
   );
-  await t.rejects(vmm.saveState(new PassThrough()), { code: 'PT_GUEST_STATE' });
+  await t.rejects(vmm.depart(new PassThrough()).saved, { code: 'PT_GUEST_STATE' }, 'it has not run since');
   const resumed = await vmm.resume();
-  t.ok(resumed.unixMicros > stopped.unixMicros);
+  t.ok(resumed.unixMicros > left.unixMicros);
   t.strictSame(await vmm.resume(), resumed, 'resuming again changes nothing');
   await vmm.selfCheck!.nextBeat(10_000);
   t.equal((await vmm.verify())?.ok, true);
 
   // a sink that breaks: the guest goes on
-  await vmm.pause();
   const broken = new Writable({ write: (_chunk, _encoding, done) => done(new Error('the network went away')) });
-  await t.rejects(vmm.saveState(broken), /network went away/);
+  await t.rejects(vmm.depart(broken).saved, /network went away/);
   await vmm.resume();
   await vmm.selfCheck!.nextBeat(10_000);
 
-  await vmm.pause();
+  // a departure that is given up half-way: its sink takes nothing
+  const stuck = vmm.depart(new Writable({ highWaterMark: 1, write: () => undefined }));
+  const gaveUp = t.rejects(stuck.saved, { code: 'PT_CANCELLED' });
+  await vmm.resume();
+  await gaveUp;
+  t.equal(await vmm.status(), 'running');
+  await vmm.selfCheck!.nextBeat(10_000);
+
   const second = collector();
-  await vmm.saveState(second.sink);
+  await vmm.depart(second.sink).saved;
   const beats = (await vmm.stats())!.heartbeats!;
 
   const place = await makePlace(t, 'there');
@@ -321,9 +333,8 @@ void t.test(
 
 void t.test('a destination that cannot take the state says why', qemu, async (t) => {
   const { vmm } = await bootGuest(t);
-  await vmm.pause();
   const state = collector();
-  await vmm.saveState(state.sink);
+  await vmm.depart(state.sink).saved;
   const arrive = async () => endAfter(t, await qemuDriver.prepare(await makePlace(t, 'there'), vmm.record.description));
 
   const damaged = Buffer.from(state.bytes());

@@ -120,7 +120,7 @@ void t.test('cut at the moment of the switch', { timeout: 600_000 }, async (t) =
     const { proxy, a, b } = all;
     let cut = false;
     proxy.alter = (bytes, passing) => {
-      // the first frame map or device state that comes by: all connections end here
+      // the first tags or device state that come by: all connections end here
       if (cut || passing.kind !== 'state' || bytes.includes('HTTP/1.1 101')) return bytes;
       cut = true;
       setImmediate(() => proxy.cut());

@@ -87,6 +87,7 @@ void t.test('a manifest made while the guest writes is that of its memory in the
   const received = receive([...told, ...last]);
   t.ok(guest.tags().equals(received.tags));
   t.ok(last.length < told.length + FRAMES / 2, 'the end tells what has changed');
+  scan.untrack();
   t.same(native().findUserfaults(guest.record.pid), [], 'tracking has ended');
 });
 
@@ -264,6 +265,7 @@ void t.test('rounds: each is a manifest of its own, and the last one that of the
   await guest.control.pause();
   receive(await scan.finish(), received);
   t.ok(guest.tags().equals(received.tags));
+  scan.untrack();
   t.same(native().findUserfaults(guest.record.pid), [], 'tracking has ended');
 });
 

@@ -30,6 +30,8 @@ const DESTINATION: DestinationAt[] = [
   'starting',
   'prepared',
   'loading',
+  'arrived',
+  'awaited',
   'loaded',
   'taking-over',
   'retracting',

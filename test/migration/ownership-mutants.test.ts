@@ -39,6 +39,20 @@ const MUTANTS: Mutant[] = [
     end: /runs at the destination, whose journal says incoming/,
   },
   {
+    name: 'a take-over does not wait for the VMM to load the state',
+    rules: {
+      stepDestination(state, event): DestinationStep {
+        const step = stepDestination(state, event);
+        if (step.state.at !== 'awaited' || state.at !== 'arrived') return step;
+        const { migration, epoch, guest, peer } = step.state;
+        const record = { side: 'destination' as const, state: 'owner' as const, migration, epoch, guest, peer };
+        return { state: { ...step.state, at: 'taking-over' }, actions: [{ do: 'journal', record }] };
+      },
+    },
+    budget: { vmmFailures: 1 },
+    end: /from an old state/,
+  },
+  {
     name: 'a guest whose memory was copied is not paused before its state is loaded',
     rules: {
       copies: true,

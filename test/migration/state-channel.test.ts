@@ -38,7 +38,7 @@ async function bed(t: Test): Promise<Bed> {
   await from.server.pushManifest('m1', encodeChunks(theirs, [0, 3]));
   const channel = new StateChannel({
     ...{ url: proxy.url, migration: 'm1', token: TOKEN, frames: FRAMES, pageSize: PAGE },
-    ...{ manifest: ours, rounds: true },
+    manifest: ours,
   });
   t.teardown(() => channel.close());
   await channel.connected;
@@ -81,11 +81,11 @@ void t.test('on a new connection all rounds come again, and each is right', asyn
   await channel.told(2);
 });
 
-void t.test('with the map the manifest is final, whatever comes again', async (t) => {
+void t.test('once it is settled the manifest is final, whatever comes again', async (t) => {
   const { channel, ours, theirs, round, proxy, from } = await bed(t);
   await round();
   await round([3, 3]);
-  await from.server.pushMap('m1', Uint32Array.of(2 ** 31 + FRAMES));
+  await from.server.settle('m1');
   await channel.settled;
   const digest = channel.digest;
   t.equal(digest, theirs.digest().toString('hex'));
@@ -111,16 +111,13 @@ void t.test('who waits for a round hears that none will come', async (t) => {
   await waiting;
 });
 
-void t.test('a state without a manifest, and a manifest after the map', async (t) => {
+void t.test('a manifest that is settled without an end, and one that goes on after it', async (t) => {
   const { channel, from } = await bed(t);
-  await from.server.pushMap('m1', Uint32Array.of(2 ** 31 + FRAMES));
-  const state = from.server.pushState('m1');
-  state.end(Buffer.from('device'));
-  await finished(state);
+  await from.server.settle('m1');
   await t.rejects(channel.whole, { code: 'PT_PROTOCOL' });
   const late = await bed(t);
   await late.round();
-  await late.from.server.pushMap('m1', Uint32Array.of(2 ** 31 + FRAMES));
-  await late.round([1, 1]);
-  await t.rejects(late.channel.whole, { code: 'PT_PROTOCOL' });
+  await late.from.server.settle('m1');
+  await late.channel.settled;
+  await t.rejects(late.round([1, 1]), { code: 'PT_BAD_ARGUMENT' });
 });

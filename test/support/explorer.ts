@@ -205,6 +205,13 @@ function operationMoves(world: World, rules: Rules, at: HostId, free: Free, cost
   if (operation === undefined) return;
   const { machine, item } = operation;
   const what = `${NAMES[at]}: ${item.do} of ${machine}`;
+  if (item.do === 'load' && operation.arrived !== true) {
+    free(`${what} has all it needs`, (w) => {
+      const { operations } = own(w, at);
+      operations[0] = { ...operations[0]!, arrived: true };
+      feed(w, rules, at, machine, { type: 'arrived' });
+    });
+  }
   free(`${what} done`, (w) => {
     const { name, event } = operate(w, at);
     feed(w, rules, at, name, event);

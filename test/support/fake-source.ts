@@ -170,13 +170,13 @@ export class FakeSource {
 
   /** Stops the guest and tells all that is left; resolves when the destination has loaded it. */
   async load(rest: 'copy' | 'serve'): Promise<IncomingStatus> {
-    await this.vmm.pause();
+    const departure = this.vmm.depart(this.#server.pushState(this.migration));
+    await departure.stopped;
     this.#round = Math.max(1, this.#round); // prepare has told the first tags
     await this.tell();
-    await this.#server.pushMap(this.migration, Uint32Array.of(2 ** 31 + this.manifest.frames));
-    const saved = this.vmm.saveState(this.#server.pushState(this.migration));
+    await this.#server.settle(this.migration);
     const status = await this.client.load(this.migration, this.epoch, rest);
-    await saved;
+    await departure.saved;
     return status;
   }
 

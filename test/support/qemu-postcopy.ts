@@ -79,10 +79,11 @@ export async function moveByPostCopy(t: Test, source: QemuVmm): Promise<Moved> {
   const exited = once(worker, 'exit');
   await Promise.race([once(worker, 'message'), failed]);
   try {
-    const stopped = await source.pause();
-    markHoles(session, files); // before anything can fault: the state is not loaded yet
     const stream = new PassThrough();
-    await Promise.race([Promise.all([source.saveState(stream), vmm.loadState(stream)]), failed]);
+    const departure = source.depart(stream);
+    const stopped = await departure.stopped;
+    markHoles(session, files); // before anything can fault: the state is not loaded yet
+    await Promise.race([Promise.all([departure.saved, vmm.loadState(stream)]), failed]);
     const resumed = await vmm.resume();
     await Promise.race([fill(session, files), failed]);
     const counts = session.counts();

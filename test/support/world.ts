@@ -115,6 +115,8 @@ interface Pending<T> {
   key: MigrationKey;
   item: T;
   fresh?: boolean;
+  /** Of `load`: all that it needs is there, and that was told. */
+  arrived?: boolean;
 }
 export interface Host {
   journal: Map<string, OwnershipRecord>;

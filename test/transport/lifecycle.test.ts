@@ -34,7 +34,7 @@ void t.test('closing ends the streams, gives the port back, and may be repeated'
   await Promise.all([from.server.close(), from.server.close()]);
   t.ok(await got.closed.promise, 'the destination sees it');
   await batch.promise;
-  await t.rejects(from.server.pushMap('m1', new Uint32Array(0)), { code: 'PT_INTERNAL' });
+  await t.rejects(from.server.settle('m1'), { code: 'PT_INTERNAL' });
   const again = await PageServer.start({ host, port, controlSocket: '/nowhere' });
   await again.close();
 });

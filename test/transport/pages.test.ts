@@ -4,9 +4,12 @@ import { ftruncateSync, openSync, closeSync, rmSync, truncateSync, writeFileSync
 import { connect, type Socket } from 'node:net';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { eachPiece, mapFromExtents, type Batch } from '../../src/transport/page-client.ts';
+import { Manifest } from '../../src/pages/manifest.ts';
+import { TAG_BYTES } from '../../src/pages/tags.ts';
+import { eachPiece, type Batch } from '../../src/transport/page-client.ts';
 import { FrameType, HEADER_SIZE, WireLimit, encodeFrame } from '../../src/transport/wire.ts';
 import { encodeBatchRequest } from '../../src/transport/wire-batch.ts';
+import { encodeManifestEnd, encodeTags } from '../../src/transport/wire-tags.ts';
 import { PAGE, PageCollector, TOKEN, deferred, open, source, until, type Source } from './support.ts';
 
 /** Speaks the upgrade by hand, to say what no client of ours would. Resolves when the 101 has come. */
@@ -16,7 +19,7 @@ async function byHand(t: Test, from: Source, channel: string): Promise<Socket> {
   socket.on('error', () => undefined);
   socket.write(
     `GET /v1/pages/m1?channel=${channel} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: pagetide\r\n` +
-      `Pagetide-Protocol: 2\r\nAuthorization: Bearer ${TOKEN}\r\n\r\n`,
+      `Pagetide-Protocol: 3\r\nAuthorization: Bearer ${TOKEN}\r\n\r\n`,
   );
   let head = '';
   while (!head.includes('\r\n\r\n')) head += String(((await once(socket, 'data')) as [Buffer])[0]);
@@ -145,48 +148,52 @@ void t.test('2 MiB pages', async (t) => {
 });
 
 void t.test(
-  'map and state: pushed before, while and after the destination connects; again on each connection',
+  'manifest and state: pushed before, while and after the destination connects; again on each connection',
   async (t) => {
     const from = await source(t);
-    const map = mapFromExtents([{ offset: 0, length: 10 * PAGE }], 256, PAGE);
+    const manifest = new Manifest(256);
+    manifest.tags.fill(7, 0, 10 * TAG_BYTES);
     const state = randomBytes(300_000);
-    const receive = async (): Promise<{ map: number[]; state: Buffer }> => {
-      const runs: number[] = [];
+    const receive = async (): Promise<{ what: string[]; state: Buffer }> => {
+      const what: string[] = [];
       const chunks: Buffer[] = [];
       const done = deferred<number>();
       const connection = await open(t, from, 'state', {
-        onMap: (piece) => runs.push(...piece),
+        onTags: (_payload, first) => what.push(`tags from ${first}`),
+        onManifestEnd: (_payload, frames) => what.push(`${frames} frames`),
+        onSettled: () => what.push('settled'),
         onState: (chunk) => chunks.push(Buffer.from(chunk)),
         onStateEnd: (length) => done.resolve(length),
         onClose: (error) => error && done.reject(error),
       });
       t.equal(await done.promise, state.length);
       connection.close();
-      return { map: runs, state: Buffer.concat(chunks) };
+      return { what, state: Buffer.concat(chunks) };
     };
-    await t.rejects(
-      once(from.server.pushState('m1').end('too early'), 'finish'),
-      { code: 'PT_BAD_ARGUMENT' },
-      'state before the map',
-    );
     const early = receive();
-    await from.server.pushMap('m1', map);
     const sink = from.server.pushState('m1');
     sink.write(state.subarray(0, 100_000));
+    await from.server.pushManifest('m1', [...encodeTags(manifest, 0, 10), encodeManifestEnd(manifest)]);
     const middle = receive();
+    await from.server.settle('m1');
     sink.end(state.subarray(100_000));
     await once(sink, 'finish');
     for (const got of await Promise.all([early, middle, receive()])) {
-      t.same(got.map, [...map]);
+      t.same(got.what, ['tags from 0', '256 frames', 'settled']);
       t.ok(got.state.equals(state));
     }
-    await t.rejects(from.server.pushMap('m1', map), { code: 'PT_BAD_ARGUMENT' }, 'one map a migration');
+    await t.rejects(from.server.settle('m1'), { code: 'PT_BAD_ARGUMENT' }, 'settled once');
+    await t.rejects(
+      from.server.pushManifest('m1', [encodeManifestEnd(manifest)]),
+      { code: 'PT_BAD_ARGUMENT' },
+      'and for good',
+    );
     await t.rejects(
       once(from.server.pushState('m1').end('x'), 'finish'),
       { code: 'PT_BAD_ARGUMENT' },
       'one state a migration',
     );
-    await t.rejects(from.server.pushMap('nobody', map), { code: 'PT_MIGRATION_UNKNOWN' });
+    await t.rejects(from.server.settle('nobody'), { code: 'PT_MIGRATION_UNKNOWN' });
   },
 );
 
@@ -194,7 +201,6 @@ void t.test('a state that cannot be saved: the destination is told', async (t) =
   const from = await source(t);
   const closed = deferred<Error | undefined>();
   await open(t, from, 'state', { onClose: (error) => closed.resolve(error) });
-  await from.server.pushMap('m1', mapFromExtents([], 256, PAGE));
   const sink = from.server.pushState('m1');
   sink.on('error', () => undefined);
   sink.write('half');
@@ -351,7 +357,7 @@ void t.test('the upgrade: who is refused, and how', async (t) => {
     return Buffer.concat(pieces).toString();
   };
   const auth = `Authorization: Bearer ${TOKEN}\r\n`;
-  const upgrade = 'Upgrade: pagetide\r\nPagetide-Protocol: 2\r\n';
+  const upgrade = 'Upgrade: pagetide\r\nPagetide-Protocol: 3\r\n';
   const demand = '/v1/pages/m1?channel=demand';
   t.match(await ask(demand, upgrade), /^HTTP\/1.1 401 [^]*"PT_UNAUTHORIZED"/, 'no token');
   t.match(
@@ -359,7 +365,7 @@ void t.test('the upgrade: who is refused, and how', async (t) => {
     /^HTTP\/1.1 426 [^]*"PT_PROTOCOL"/,
   );
   t.match(await ask(demand, `Upgrade: pagetide\r\n${auth}`), /^HTTP\/1.1 426 /, 'no version');
-  t.match(await ask(demand, `Upgrade: websocket\r\nPagetide-Protocol: 2\r\n${auth}`), /^HTTP\/1.1 426 /);
+  t.match(await ask(demand, `Upgrade: websocket\r\nPagetide-Protocol: 3\r\n${auth}`), /^HTTP\/1.1 426 /);
   t.match(await ask('/v1/pages/m1?channel=other', upgrade + auth), /^HTTP\/1.1 404 [^]*"PT_BAD_ARGUMENT"/);
   t.match(await ask('/elsewhere', upgrade + auth), /^HTTP\/1.1 404 /);
   t.match(await (await fetch(`${from.url}${demand}`)).json(), { code: 'PT_PROTOCOL' }, 'no upgrade at all');

@@ -228,7 +228,7 @@ async function rogue(t: Test, then: (socket: Socket) => void, head?: string): Pr
     socket.once('data', () => {
       socket.write(
         head ??
-          `HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: pagetide\r\nPagetide-Protocol: 2\r\nPagetide-Page-Size: ${PAGE}\r\nPagetide-Frames: 256\r\n\r\n`,
+          `HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: pagetide\r\nPagetide-Protocol: 3\r\nPagetide-Page-Size: ${PAGE}\r\nPagetide-Frames: 256\r\n\r\n`,
       );
       then(socket);
     });

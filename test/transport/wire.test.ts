@@ -21,15 +21,6 @@ import {
   encodeBatch,
   encodeBatchRequest,
 } from '../../src/transport/wire-batch.ts';
-import {
-  MapReader,
-  encodeMap,
-  mapFrames,
-  mapFromExtents,
-  mapRun,
-  runCount,
-  runHasData,
-} from '../../src/transport/wire-map.ts';
 import { StateEncoder, StateReader, decodeError, encodeError } from '../../src/transport/wire-state.ts';
 
 const PAGE = 4096;
@@ -143,10 +134,11 @@ void t.test('what is not right is refused by its header alone', (t) => {
     ['half a run', 'server-fill', encodeFrame(FrameType.BatchRequest, 0, 1, 1, Buffer.alloc(12))],
     ['too many runs', 'server-fill', encodeFrame(FrameType.BatchRequest, 0, 1, 1, Buffer.alloc(8 * 1025))],
     [
-      'a map piece too long',
+      'an end of the manifest with something in it',
       'client-state',
-      encodeFrame(FrameType.Map, 0, 0, 0, Buffer.alloc(4 * (WireLimit.mapRuns + 1))),
+      encodeFrame(FrameType.Settled, 0, 0, 0, Buffer.alloc(1)),
     ],
+    ['a frame that there was once', 'client-state', Buffer.concat([Buffer.of(4, 0, 0, 0, 5), Buffer.alloc(15)])],
     ['an empty state piece', 'client-state', encodeFrame(FrameType.State, 0, 0, 0)],
     ['a state end of the wrong size', 'client-state', encodeFrame(FrameType.StateEnd, 0, 0, 0, Buffer.alloc(39))],
     ['an error too long', 'client-demand', encodeFrame(FrameType.Error, 0, 0, 0, Buffer.alloc(WireLimit.error + 1))],
@@ -304,50 +296,6 @@ void t.test('batches, raw and compressed, and what is wrong with them', (t) => {
       }
     }),
   );
-  t.end();
-});
-
-void t.test('frame maps', (t) => {
-  const runs = mapFromExtents(
-    [
-      { offset: 3 * PAGE, length: PAGE },
-      { offset: PAGE + 1, length: 1 },
-      { offset: PAGE, length: 2 * PAGE },
-    ],
-    10,
-    PAGE,
-  );
-  t.same(
-    Array.from(runs, (run) => [runCount(run), runHasData(run)]),
-    [
-      [1, false],
-      [3, true],
-      [6, false],
-    ],
-  );
-  t.same(Array.from(mapFromExtents([], 4, PAGE)), [mapRun(4, false)]);
-  t.throws(() => mapFromExtents([{ offset: 3 * PAGE, length: PAGE + 1 }], 4, PAGE), { code: 'PT_BAD_ARGUMENT' });
-  t.throws(() => encodeMap(runs, 11), { code: 'PT_BAD_ARGUMENT' });
-
-  const many = Uint32Array.from({ length: WireLimit.mapRuns * 2 + 1 }, (_, i) => mapRun(1 + (i % 3), i % 2 === 0));
-  const frames = mapFrames(many);
-  const pieces = encodeMap(many, frames);
-  t.equal(pieces.length, 3);
-  const reader = new MapReader(frames);
-  const back = pieces.flatMap((p) => [...reader.read(p.subarray(HEADER_SIZE), p[5]!, p.readUInt32LE(12))]);
-  t.same(Uint32Array.from(back), many);
-  t.equal(reader.ended, true);
-  t.throws(() => reader.read(pieces[0]!.subarray(HEADER_SIZE), 0, 0), protocol, 'after the end');
-
-  const one = (run: number, flags: number, first = 0): void => {
-    const payload = Buffer.alloc(4);
-    payload.writeUInt32LE(run);
-    new MapReader(10).read(payload, flags, first);
-  };
-  t.throws(() => one(mapRun(0, true), 0), protocol, 'an empty run');
-  t.throws(() => one(mapRun(11, true), 0), protocol, 'beyond the guest');
-  t.throws(() => one(mapRun(9, true), FrameFlag.End), protocol, 'ends too early');
-  t.throws(() => one(mapRun(1, true), 0, 1), protocol, 'does not begin at 0');
   t.end();
 });
 

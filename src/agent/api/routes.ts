@@ -268,7 +268,7 @@ function addPeerRoutes(app: TypedApp, service: AgentService): void {
     {
       schema: {
         tags,
-        summary: 'Load the state that the source streams; answers when it is loaded',
+        summary: 'Load the state that the source streams; answers when all of it is there',
         params: idParams,
         body: s.loadBody,
         response: answer,

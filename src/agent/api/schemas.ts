@@ -466,7 +466,7 @@ export const incomingStatus = z
   .object({
     migration: migrationId,
     epoch,
-    state: z.enum(['preparing', 'prepared', 'loaded', 'owner', 'complete', 'refused', 'unknown']),
+    state: z.enum(['preparing', 'prepared', 'arrived', 'loaded', 'owner', 'complete', 'refused', 'unknown']),
     resumedAt: z.number().exactOptional(),
     progress: migrationProgress.exactOptional(),
     error: errorJson.exactOptional(),

@@ -1,11 +1,11 @@
 /** One embedded guest on this host. */
 import { rm } from 'node:fs/promises';
 import type { Readable, Writable } from 'node:stream';
-import { PagetideError } from '../../errors.ts';
+import { asPagetideError, PagetideError } from '../../errors.ts';
 import { closeHandover, type Handover } from '../../memory/handover.ts';
 import { native } from '../../memory/native.ts';
 import { GuestControl } from '../control.ts';
-import type { Acquired, GuestRecord, GuestStats, Moment, VerifyResult, Vmm, VmmStatus } from '../driver.ts';
+import type { Acquired, Departure, GuestRecord, GuestStats, Moment, VerifyResult, Vmm, VmmStatus } from '../driver.ts';
 import { endProcess, isAlive, watchProcess, type ProcessWatch } from '../process.ts';
 import type { WriteTracking } from '../tracking.ts';
 
@@ -59,8 +59,19 @@ export class EmbeddedVmm implements Vmm {
     return this.control.resume();
   }
 
-  async saveState(sink: Writable): Promise<void> {
-    await this.control.save(sink);
+  depart(sink: Writable): Departure {
+    sink.on('error', () => undefined); // told by what is returned
+    const stopped = this.pause();
+    const saved = stopped
+      .then(async () => {
+        await this.control.save(sink);
+      })
+      .catch((error: unknown) => {
+        sink.destroy(asPagetideError(error));
+        throw error;
+      });
+    saved.catch(() => undefined);
+    return { stopped, saved };
   }
 
   async loadState(source: Readable): Promise<void> {

@@ -1,11 +1,13 @@
 /** One running QEMU, as the agent sees it. */
 import { lstat, open, readdir, rm } from 'node:fs/promises';
+import type { Socket } from 'node:net';
 import { join } from 'node:path';
 import type { Readable, Writable } from 'node:stream';
-import { PagetideError } from '../../errors.ts';
+import { asPagetideError, PagetideError } from '../../errors.ts';
 import { native } from '../../memory/native.ts';
 import type {
   Acquired,
+  Departure,
   GuestRecord,
   GuestStats,
   MemoryFile,
@@ -19,7 +21,7 @@ import { endProcess, isAlive, watchProcess, type ProcessWatch } from '../process
 import { trackingOf, type WriteTracking } from '../tracking.ts';
 import { assertSafe } from './allow-list.ts';
 import { wasMadeWithBalloon, whyPreCopyOnly } from './balloon.ts';
-import { loadDeviceState, saveDeviceState } from './device-state.ts';
+import { expectDeviceState, loadDeviceState, saveDeviceState, type Saving } from './device-state.ts';
 import { collectInventory } from './inventory.ts';
 import { findRegions } from './memory-map.ts';
 import { QmpClient } from './qmp.ts';
@@ -84,6 +86,9 @@ export class QemuVmm implements Vmm {
   /** The last STOP and RESUME that this connection has seen. */
   #stopped: Moment | undefined;
   #resumed: Moment | undefined;
+  #saving: Promise<Saving> | undefined;
+  /** Where it listens for its state. */
+  #incoming: Socket | undefined;
   /** Known to have left `inmigrate`: `cont` there would be taken, and do nothing. */
   #arrived = false;
 
@@ -192,6 +197,7 @@ export class QemuVmm implements Vmm {
   }
 
   async resume(): Promise<Moment> {
+    await this.#endSaving();
     if (!this.#arrived) {
       if ((await this.#runState()) === 'inmigrate') {
         throw new PagetideError('PT_GUEST_STATE', 'the guest waits for its state; it cannot run before');
@@ -211,6 +217,20 @@ export class QemuVmm implements Vmm {
     return this.#resumed;
   }
 
+  /** Gives up a departure that is under way; what it did to QEMU is undone when this resolves. */
+  async #endSaving(): Promise<void> {
+    const saving = this.#saving;
+    if (saving === undefined) return;
+    try {
+      const { abandon, over } = await saving;
+      abandon();
+      await over;
+    } catch {
+      // it had not begun to do anything
+    }
+    if (this.#saving === saving) this.#saving = undefined;
+  }
+
   async drained(work: () => void): Promise<void> {
     await this.#monitor(); // one that is made anew has seen no STOP
     const stoodStill = this.#stopped !== undefined;
@@ -224,21 +244,41 @@ export class QemuVmm implements Vmm {
     }
   }
 
-  async saveState(sink: Writable): Promise<void> {
-    let qmp: QmpClient;
-    try {
-      qmp = await this.#monitor();
-    } catch (error) {
-      sink.destroy(error as Error);
-      throw error;
-    }
-    await saveDeviceState(qmp, this.#local.state, sink, { timeoutMs: STATE_MS });
+  depart(sink: Writable): Departure {
+    sink.on('error', () => undefined); // told by what is returned; with no listener it would end the process
+    // from the first on: whoever lets the guest run in the same moment has to end this before
+    const begun = (this.#saving = this.#endSaving().then(() => this.#save(sink)));
+    begun.catch((error: unknown) => sink.destroy(asPagetideError(error)));
+    const stopped = begun.then(async ({ halted, abandon }) => {
+      await halted;
+      if (this.#stopped !== undefined) return this.#stopped;
+      // QEMU tells of a STOP only where the guest ran
+      abandon();
+      throw stoodStill();
+    });
+    const saved = begun.then((saving) => saving.saved);
+    for (const promise of [stopped, saved]) promise.catch(() => undefined);
+    return { stopped, saved };
+  }
+
+  async #save(sink: Writable): Promise<Saving> {
+    const qmp = await this.#monitor();
+    // one whose state was saved already must run before that is done again: its disks are let go of
+    if ((await this.#runState()) !== 'running') throw stoodStill();
+    this.#stopped = undefined;
+    return saveDeviceState(qmp, this.#local.state, sink, { timeoutMs: STATE_MS });
+  }
+
+  async expectState(): Promise<void> {
+    this.#incoming ??= await expectDeviceState(await this.#monitor(), this.#local.state);
   }
 
   async loadState(source: Readable): Promise<void> {
+    source.on('error', () => undefined); // looked at when it is read, and it may fail before
     let qmp: QmpClient;
     try {
       qmp = await this.#monitor();
+      await this.expectState();
     } catch (error) {
       source.destroy();
       throw error;
@@ -248,7 +288,7 @@ export class QemuVmm implements Vmm {
       await Promise.race([this.exited, new Promise((resolve) => setTimeout(resolve, 500).unref())]);
       return logTail(this.#local['log']);
     };
-    await loadDeviceState(qmp, this.#local.state, source, { timeoutMs: STATE_MS, describe });
+    await loadDeviceState(qmp, this.#incoming!, source, { timeoutMs: STATE_MS, describe });
     this.#arrived = true;
   }
 
@@ -298,10 +338,17 @@ export class QemuVmm implements Vmm {
 
   close(): void {
     this.#closed = true;
+    this.#incoming?.destroy();
     this.#watch.close();
     this.#qmp?.close();
     this.selfCheck?.close();
   }
+}
+
+function stoodStill(): PagetideError {
+  return new PagetideError('PT_GUEST_STATE', 'the guest was stopped by somebody else', {
+    hint: 'Let it run, and migrate it again.',
+  });
 }
 
 /** Removes what a dead QEMU leaves: memory files that we made, and sockets in its folder. The log stays. */

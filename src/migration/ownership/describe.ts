@@ -84,7 +84,11 @@ function describeDestination(state: DestinationState): Description {
     case 'prepared':
       return make('preparing', 'no', "ready for the guest's state");
     case 'loading':
-      return make('switching', 'no', "the guest's state is being loaded");
+      return make('switching', 'no', "the guest's state is on its way");
+    case 'arrived':
+      return make('switching', 'no', "the guest's state is here, and being loaded");
+    case 'awaited':
+      return make('switching', 'no', 'the guest has been handed over, and its state is being loaded');
     case 'loaded':
       return make('switching', 'no', 'loaded; the guest may not run here until the source hands it over');
     case 'taking-over':

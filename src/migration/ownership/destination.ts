@@ -1,16 +1,18 @@
 /**
  * Ownership, the destination's side: a state machine free of I/O.
  *
- *  idle ──prepare──► accepting* ──► starting ──► prepared ──load──► loading ──► loaded ──take-over──► taking-over*
- *   │                    │              │            │                 │           │                   │      │
- *   │ load, take-over,   └──── abort, timeout, failure, VMM died, take-over of what isn't loaded ──────┘      │durable
- *   │ abort, obstacle    │                                    (journal failed, VMM died: retracting* first)   ▼
- *   └───────────────────►▼                                                                                 resuming
- *                     killing ──VMM dead──► refusing* ──durable──► REFUSED                                     │
- *                        │ a guest runs that nobody knows                                                      ▼
- *                        ▼                                             restart as owner: reattaching ──►    serving
- *                      ORPHAN                                                                                  │filled
- *                                                                                                              ▼
+ *                                                                             ╭── take-over ──► awaited ──loaded──╮
+ *                                                                             │                    │              ▼
+ *  idle ──prepare──► accepting* ──► starting ──► prepared ──load──► loading ──► arrived ──loaded──► loaded ──take-over──► taking-over*
+ *   │                    │              │            │                 │           │                  │               │      │
+ *   │ load, take-over,   └────────── abort, timeout, failure, VMM died, take-over before it has arrived ──────────────┘      │durable
+ *   │ abort, obstacle    │                                    (journal failed, VMM died: retracting* first)                  ▼
+ *   └───────────────────►▼                                                                                                resuming
+ *                     killing ──VMM dead──► refusing* ──durable──► REFUSED                                                    │
+ *                        │ a guest runs that nobody knows                                                                     ▼
+ *                        ▼                                                            restart as owner: reattaching ──►    serving
+ *                      ORPHAN                                                                                                 │filled
+ *                                                                                                                             ▼
  *   VMM dies as owner: losing* ──► LOST             COMPLETE ◄──durable── closing* ◄──acknowledged── completing ◄── unregistering
  *
  *   * waits for the journal        CAPITALS: over
@@ -40,6 +42,8 @@ export type DestinationAt =
   | 'starting'
   | 'prepared'
   | 'loading'
+  | 'arrived'
+  | 'awaited'
   | 'loaded'
   | 'taking-over'
   | 'retracting'
@@ -123,10 +127,13 @@ export function stepDestination(state: DestinationState, event: DestinationEvent
       return state.at === 'starting' ? answering({ ...state, at: 'prepared' }) : stay(state);
     case 'start-failed':
       return state.at === 'starting' ? refuse(state, event.error) : stay(state);
+    case 'arrived':
+      return state.at === 'loading' ? answering({ ...state, at: 'arrived' }) : stay(state);
     case 'loaded':
-      return state.at === 'loading' ? answering({ ...state, at: 'loaded' }) : stay(state);
+      if (state.at === 'awaited') return own(state);
+      return isLoading(state) ? answering({ ...state, at: 'loaded' }) : stay(state);
     case 'load-failed':
-      return state.at === 'loading' ? refuse(state, event.error) : stay(state);
+      return isLoading(state) ? refuse(state, event.error) : stay(state);
     case 'resumed':
       return onResumed(state);
     case 'resume-failed':
@@ -175,10 +182,17 @@ function onRequest(state: DestinationState, event: Request): DestinationStep {
       if (event.type === 'load') return go({ ...state, at: 'loading' }, [{ do: 'load' }]);
       break;
     case 'loading':
-      if (event.type === 'load') return stay(state); // answered once loaded
+      if (event.type === 'load') return stay(state); // answered once it has arrived
+      break;
+    case 'arrived':
+      // it waits for nothing but the VMM, and that is here: answered once it is decided
+      if (event.type === 'take-over') return go({ ...state, at: 'awaited' });
+      break;
+    case 'awaited':
+      if (event.type === 'take-over') return stay(state);
       break;
     case 'loaded':
-      if (event.type === 'take-over') return go({ ...state, at: 'taking-over' }, [journal(state, 'owner')]);
+      if (event.type === 'take-over') return own(state);
       break;
     case 'taking-over':
     case 'retracting':
@@ -237,6 +251,8 @@ function onVmmDied(state: DestinationState): DestinationStep {
     case 'starting':
     case 'prepared':
     case 'loading':
+    case 'arrived':
+    case 'awaited':
     case 'loaded':
       return refuse(state, problem('PT_VMM_GONE', "the destination's VMM exited before it owned the guest"));
     case 'taking-over':
@@ -284,6 +300,10 @@ function onRetry(state: DestinationState): DestinationStep {
 
 // --- moves --------------------------------------------------------------------------------------------------------
 
+function own(state: DestinationState): DestinationStep {
+  return go({ ...state, at: 'taking-over' }, [journal(state, 'owner')]);
+}
+
 function refuse(state: DestinationState, error: ErrorJson): DestinationStep {
   return go({ ...state, at: 'killing', error }, [{ do: 'kill-vmm', unlessRunning: !state.known }]);
 }
@@ -309,8 +329,13 @@ function close(state: DestinationState): DestinationStep {
 
 // --- helpers ------------------------------------------------------------------------------------------------------
 
-function beforeOwner({ at }: DestinationState): boolean {
-  return at === 'accepting' || at === 'starting' || at === 'prepared' || at === 'loading' || at === 'loaded';
+function beforeOwner(state: DestinationState): boolean {
+  const { at } = state;
+  return at === 'accepting' || at === 'starting' || at === 'prepared' || isLoading(state) || at === 'loaded';
+}
+
+function isLoading({ at }: DestinationState): boolean {
+  return at === 'loading' || at === 'arrived' || at === 'awaited';
 }
 
 /** What is said of a state to whoever asks. Never more than is durable. */
@@ -328,6 +353,9 @@ export function answerState(at: DestinationAt): AnswerState {
     case 'prepared':
     case 'loading':
       return 'prepared';
+    case 'arrived':
+    case 'awaited':
+      return 'arrived';
     case 'loaded':
     case 'taking-over':
       return 'loaded';

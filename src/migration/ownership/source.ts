@@ -4,7 +4,7 @@
  *                  ┌──prepared──► copying ──┐
  *                  │                        │copied
  *                  │                        ▼
- *  opening* ─► preparing ──prepared──► pausing ──paused──► loading ──loaded──► committing*
+ *  opening* ─► preparing ──prepared──► pausing ──paused──► loading ─arrived──► committing*
  *     │            │                      │                   │                 │       │ journal fails
  *     └────────────┴──── cancel, failure, refused ────────────┘          durable│       ▼
  *                  │                                                            │    undoing*
@@ -198,7 +198,7 @@ function onAnswer(state: SourceState, event: Extract<SourceEvent, { type: 'answe
         return state.copies
           ? go({ ...state, at: 'copying' }, [{ do: 'copy' }])
           : go({ ...state, at: 'pausing' }, [{ do: 'pause' }]);
-      if (state.at === 'loading' && event.state === 'loaded') {
+      if (state.at === 'loading' && (event.state === 'arrived' || event.state === 'loaded')) {
         return go({ ...state, at: 'committing' }, [journal(state, 'handing-over')]);
       }
       return stay(state);

@@ -179,6 +179,8 @@ export type DestinationEvent =
   | { type: 'journal-failed'; record: DestinationRecordState; error: ErrorJson }
   | { type: 'vmm-started' }
   | { type: 'start-failed'; error: ErrorJson }
+  /** All that a `load` needs from the source is here: it depends on the VMM alone from now on. */
+  | { type: 'arrived' }
   | { type: 'loaded' }
   | { type: 'load-failed'; error: ErrorJson }
   | { type: 'resumed' }
