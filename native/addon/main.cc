@@ -42,6 +42,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitCache(env, exports);
   InitResident(env, exports);
   InitTlsSession(env, exports);
+  InitDeltas(env, exports);
   return exports;
 }
 

@@ -46,5 +46,6 @@ void InitWriteTracking(Napi::Env env, Napi::Object exports);
 void InitCache(Napi::Env env, Napi::Object exports);
 void InitResident(Napi::Env env, Napi::Object exports);
 void InitTlsSession(Napi::Env env, Napi::Object exports);
+void InitDeltas(Napi::Env env, Napi::Object exports);
 
 }  // namespace pagetide

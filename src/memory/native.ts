@@ -480,6 +480,18 @@ export interface Native {
   ): number;
   /** Whether a page of 4096 bytes has this tag of 16. Allocates nothing. */
   verifyPage(key: number, page: Uint8Array, tag: Uint8Array): boolean;
+  /**
+   * Deltas of pages of 4096 bytes: native/core/block_delta.h says what they are. Digests of the blocks of `count` pages from the beginning
+   * of `pages` into `digests`, 64 bytes a page. `seed`: 64 bits, the same for {@link encodeDeltas}.
+   */
+  digestBlocks(seed: bigint, pages: Uint8Array, count: number, digests: Uint8Array): void;
+  /** Deltas of `count` pages against the versions with these digests; `into` has room for 4100 bytes a page. Returns the bytes used. */
+  encodeDeltas(seed: bigint, pages: Uint8Array, count: number, digests: Uint8Array, into: Uint8Array): number;
+  /**
+   * Makes `count` pages of their older versions, in place. False where `deltas`, all of it, is not what belongs to so many pages: they
+   * are then as they were. What it makes is to be compared with its tag before it is used.
+   */
+  applyDeltas(pages: Uint8Array, count: number, deltas: Uint8Array): boolean;
   /** What digests pages on this CPU: `sha-ni` or `portable`. */
   digestEngine: string;
 
