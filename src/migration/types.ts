@@ -1,6 +1,7 @@
 /** The shapes that a migration has at the edges: what is asked for, how far it is, and the report it ends in. */
 import type { ErrorJson } from '../errors.ts';
 import type { GuestDescription } from '../guests/driver.ts';
+import type { DeltaBytes } from '../memory/serving.ts';
 import type { DomainClaim } from './domains.ts';
 
 /**
@@ -59,6 +60,20 @@ export interface FrameClasses {
   source: number;
 }
 
+/**
+ * Bytes by what they were for. `wire`: all, sent and received for this migration, counted at the sockets of both directions.
+ * `manifest`, `pages`, `state`: payload of the kinds. `raw`: size of the pages before compression. `deltas`: of the pages, those that came
+ * as deltas; absent where none did.
+ */
+export interface MigrationBytes {
+  wire: number;
+  manifest: number;
+  pages: number;
+  state: number;
+  raw: number;
+  deltas?: DeltaBytes;
+}
+
 /** One round of copying. Frames got their page from the class that they are counted in. */
 export interface RoundReport extends Omit<FrameClasses, 'total' | 'present'> {
   /** Frames whose tags were told: in the first round all, then those that had changed. */
@@ -79,11 +94,7 @@ export interface MigrationReport {
   /** True only when the guest itself checked every frame of its own after completion; null where it can't. */
   verified: boolean | null;
   frames: FrameClasses;
-  /**
-   * `wire`: all bytes sent and received for this migration, counted at the sockets of both directions.
-   * `manifest`, `pages`, `state`: payload of the kinds. `raw`: size of the pages before compression.
-   */
-  bytes: { wire: number; manifest: number; pages: number; state: number; raw: number };
+  bytes: MigrationBytes;
   /**
    * `downtime`: from the guest stopped to the guest running, by the VMM's own timestamps where it gives them. `prepare` and
    * `downtime` are null where nobody knows any more when the guest was stopped. `journal`: of the downtime, what both hosts waited for the
@@ -236,7 +247,7 @@ export const MOST_DOUBTS = 32;
 /** The destination's figures, sent with its completion, from which the source makes the report. */
 export interface CompletionFigures {
   frames: FrameClasses;
-  bytes: { wire: number; manifest: number; pages: number; state: number; raw: number };
+  bytes: MigrationBytes;
   faults: { count: number; p50Us: number; p99Us: number; maxUs: number };
   longestGapMs: number | null;
   /** When the first heartbeat came at the destination, microseconds since the epoch; where the host hears heartbeats. */

@@ -12,6 +12,7 @@ import { DirectIo, mayBeDirect } from './direct-io.ts';
 import type { PageSocket } from './read-tap.ts';
 import { checkRuns, decodeBatch, encodeBatchRequest, type Batch, type Runs } from './wire-batch.ts';
 import { WireBytes } from './wire-bytes.ts';
+import { decodeDeltas, encodeDeltaRequest, type DeltaRequest, type Deltas } from './wire-deltas.ts';
 import { StateReader, decodeError } from './wire-state.ts';
 import {
   FrameDecoder,
@@ -26,6 +27,7 @@ import {
 
 export type { PageAddress } from './page-connect.ts';
 export { eachPiece, type Batch, type Runs } from './wire-batch.ts';
+export type { DeltaRequest, Deltas } from './wire-deltas.ts';
 
 /** What comes in. Buffers are valid **until the callback returns**. A callback that throws ends the connection. */
 export interface PageHandlers {
@@ -33,6 +35,8 @@ export interface PageHandlers {
   onPage?(frame: number, buffer: Buffer, byteOffset: number, isZero: boolean): void;
   /** A batch that was asked for, unpacked and checked; `stream` is what `requestBatch` returned. */
   onBatch?(batch: Batch, stream: number): void;
+  /** Deltas that were asked for, unpacked; `stream` is what `requestDeltas` returned. */
+  onDeltas?(deltas: Deltas, stream: number): void;
   /** Tags of frames from `first`: see wire-tags.ts. From the start on every connection. */
   onTags?(payload: Uint8Array, first: number): void;
   /** The manifest as it was told up to here: its frames, and its digest. */
@@ -45,7 +49,7 @@ export interface PageHandlers {
   onStateEnd?(length: number): void;
   /** The source can't give this frame; the connection goes on. */
   onPageError?(frame: number, error: PagetideError): void;
-  /** The source can't give this batch; the connection goes on. */
+  /** The source can't give this batch, or these deltas; the connection goes on. */
   onBatchError?(stream: number, runs: Runs, error: PagetideError): void;
   /** The connection is gone, once. `error`: why, undefined after `close()`. What was asked for and not answered is lost. */
   onClose?(error: PagetideError | undefined): void;
@@ -92,7 +96,7 @@ export class PageConnection {
   readonly #slotStream = new Uint32Array(SLOTS);
   readonly #slotFrame = new Uint32Array(SLOTS);
   #pagesOut = 0;
-  readonly #batches = new Map<number, { runs: Runs; total: number }>();
+  readonly #batches = new Map<number, { runs: Runs; total: number; deltas: boolean }>();
   #nextStream = 1;
   readonly #request = Buffer.allocUnsafeSlow(HEADER_SIZE);
   #direct: DirectIo | undefined;
@@ -244,19 +248,40 @@ export class PageConnection {
    * @throws PagetideError `PT_BAD_ARGUMENT`: runs outside the guest, or more than a batch holds
    */
   requestBatch(runs: Runs): number {
-    if (this.#closed || this.#batches.size === WireLimit.batchRequests) return 0;
-    let total: number;
+    const total = this.#totalOf(runs);
+    const stream = this.#batchStream(runs, total, false);
+    if (stream !== 0) this.#write(encodeBatchRequest(stream, runs, total));
+    return stream;
+  }
+
+  /**
+   * The same for frames of which there are older versions here.
+   * @param request digests of as many frames as there are in its runs
+   * @param measure tell what whole pages would have taken, too
+   */
+  requestDeltas(request: DeltaRequest, measure: boolean): number {
+    const total = this.#totalOf(request.runs);
+    const stream = this.#batchStream(request.runs, total, true);
+    if (stream !== 0) this.#write(encodeDeltaRequest(stream, request, total, measure));
+    return stream;
+  }
+
+  #totalOf(runs: Runs): number {
     try {
-      total = checkRuns(runs, this.#frames, this.#pageSize);
+      return checkRuns(runs, this.#frames, this.#pageSize);
     } catch (error) {
       throw new PagetideError('PT_BAD_ARGUMENT', asPagetideError(error).message);
     }
+  }
+
+  /** 0: it can't be asked for now. */
+  #batchStream(runs: Runs, total: number, deltas: boolean): number {
+    if (this.#closed || this.#batches.size === WireLimit.batchRequests) return 0;
     while (this.#nextStream === 0 || this.#batches.has(this.#nextStream))
       this.#nextStream = (this.#nextStream + 1) >>> 0;
     const stream = this.#nextStream;
     this.#nextStream = (stream + 1) >>> 0;
-    this.#batches.set(stream, { runs, total });
-    this.#write(encodeBatchRequest(stream, runs, total));
+    this.#batches.set(stream, { runs, total, deltas });
     return stream;
   }
 
@@ -291,9 +316,14 @@ export class PageConnection {
         return;
       }
       case FrameType.Batch: {
-        const { runs, total } = this.#batchAnswered(stream, argument);
+        const { runs, total } = this.#batchAnswered(stream, argument, false);
         const batch = decodeBatch(buffer.subarray(offset, offset + length), flags, runs, total, this.#pageSize);
         this.#handlers.onBatch?.(batch, stream);
+        return;
+      }
+      case FrameType.Deltas: {
+        const { total } = this.#batchAnswered(stream, argument, true);
+        this.#handlers.onDeltas?.(decodeDeltas(buffer.subarray(offset, offset + length), flags, total), stream);
         return;
       }
       case FrameType.Tags:
@@ -331,6 +361,7 @@ export class PageConnection {
         return;
       case FrameType.PageRequest:
       case FrameType.BatchRequest:
+      case FrameType.DeltaRequest:
       case FrameType.Proof:
       case FrameType.HaveRequest:
       case FrameType.Have:
@@ -351,9 +382,11 @@ export class PageConnection {
     this.#pagesOut--;
   }
 
-  #batchAnswered(stream: number, total: number): { runs: Runs; total: number } {
+  /** @param deltas whether it is answered with deltas; undefined: with an error */
+  #batchAnswered(stream: number, total: number, deltas?: boolean): { runs: Runs; total: number } {
     const asked = this.#batches.get(stream);
-    if (asked?.total !== total) throw protocolError('a batch was not asked for');
+    if (asked?.total !== total || (deltas !== undefined && asked.deltas !== deltas))
+      throw protocolError('a batch was not asked for');
     this.#batches.delete(stream);
     return asked;
   }

@@ -10,7 +10,7 @@
  * a source that accepts and drops is not hammered.
  */
 import { PagetideError, asPagetideError } from '../errors.ts';
-import type { PageConnection, PageHandlers, Runs } from './page-client.ts';
+import type { DeltaRequest, PageConnection, PageHandlers, Runs } from './page-client.ts';
 
 export interface Timers {
   /** Calls back after `ms`; returns what undoes it. */
@@ -109,6 +109,11 @@ export class ReconnectingPages {
   /** As {@link PageConnection.requestBatch}; 0 also while there is no connection. */
   requestBatch(runs: Runs): number {
     return this.#connection?.requestBatch(runs) ?? 0;
+  }
+
+  /** As {@link PageConnection.requestDeltas}, likewise. */
+  requestDeltas(request: DeltaRequest, measure: boolean): number {
+    return this.#connection?.requestDeltas(request, measure) ?? 0;
   }
 
   /** Ends it. `onClose` comes without an error. Idempotent. */

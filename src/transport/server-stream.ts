@@ -45,9 +45,9 @@ export abstract class ServerStream<Owner extends StreamOwner> implements OwnedSt
     this.#decoder = new FrameDecoder(
       `server-${kind}`,
       owner.pageSize,
-      (type, _flags, stream, argument, buffer, offset, length) => {
+      (type, flags, stream, argument, buffer, offset, length) => {
         if (type === FrameType.Ping) this.#pong(argument);
-        else if (type !== FrameType.Pong) this.take(type, stream, argument, buffer, offset, length);
+        else if (type !== FrameType.Pong) this.take(type, stream, argument, buffer, offset, length, flags);
       },
     );
     this.#bytes = new WireBytes(socket);
@@ -82,6 +82,7 @@ export abstract class ServerStream<Owner extends StreamOwner> implements OwnedSt
     buffer: Buffer,
     offset: number,
     length: number,
+    flags: number,
   ): void;
   /** The socket has room again. */
   protected abstract drained(): void;

@@ -66,11 +66,12 @@ export function decodeBatchRequest(
   return runs;
 }
 
-function writeRuns(into: Uint8Array, offset: number, runs: Runs): void {
+/** Runs as they are sent, 8 bytes each. */
+export function writeRuns(into: Uint8Array, offset: number, runs: Runs): void {
   for (let i = 0; i < runs.length; i++) writeU32(into, offset + i * 4, runs[i]!);
 }
 
-function readRuns(from: Uint8Array, offset: number, count: number): Runs {
+export function readRuns(from: Uint8Array, offset: number, count: number): Runs {
   const runs = new Uint32Array(count * 2);
   for (let i = 0; i < runs.length; i++) runs[i] = readU32(from, offset + i * 4);
   return runs;

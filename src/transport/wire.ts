@@ -53,6 +53,10 @@ export const FrameType = {
   TagPages: 17,
   /** The last ManifestEnd was the end: the guest stands still, and this is what it holds. */
   Settled: 18,
+  /** Fill: runs of pages of which there are older versions. argument = frames in all; payload: see wire-deltas.ts. */
+  DeltaRequest: 19,
+  /** Its answer. argument = frames in all; payload: see wire-deltas.ts. */
+  Deltas: 20,
 } as const;
 export type FrameType = (typeof FrameType)[keyof typeof FrameType];
 
@@ -60,9 +64,17 @@ export type FrameType = (typeof FrameType)[keyof typeof FrameType];
 export const FrameFlag = {
   /** Page: the page is all zero and not sent. */
   Zero: 1,
-  /** Batch, TagPages: the pages are one LZ4 block. */
+  /** Batch, TagPages, Deltas: the body is one LZ4 block. */
   Lz4: 1,
+  /** DeltaRequest: tell what whole pages would have taken. */
+  Measure: 1,
 } as const;
+
+/** Pages of which deltas are made; bytes of one's digests, of its map of blocks, and of a block: see native/core/block_delta.h. */
+export const DELTA_PAGE = 4096;
+export const DELTA_DIGESTS = 64;
+export const DELTA_MAP = 4;
+export const DELTA_BLOCK = 128;
 
 /** Bounds that both sides hold each other to. */
 export const WireLimit = {
@@ -161,10 +173,10 @@ export type Reader = `${'server' | 'client'}-${StreamKind}`;
 
 const ACCEPTS: Record<Reader, readonly FrameType[]> = {
   'server-demand': [FrameType.PageRequest],
-  'server-fill': [FrameType.BatchRequest],
+  'server-fill': [FrameType.BatchRequest, FrameType.DeltaRequest],
   'server-state': [],
   'client-demand': [FrameType.Page, FrameType.Error],
-  'client-fill': [FrameType.Batch, FrameType.Error],
+  'client-fill': [FrameType.Batch, FrameType.Deltas, FrameType.Error],
   'client-state': [
     FrameType.Tags,
     FrameType.ManifestEnd,
@@ -195,6 +207,10 @@ function ruleOf(type: FrameType, pageSize: number): FrameRule {
       return { min: 8, max: runs, step: 8, flags: 0 };
     case FrameType.Batch:
       return { min: 17, max: 8 + runs + Math.ceil(frames / 8) + frames * pageSize, step: 1, flags: FrameFlag.Lz4 };
+    case FrameType.DeltaRequest:
+      return { min: 84, max: 12 + runs + frames * DELTA_DIGESTS, step: 8, flags: FrameFlag.Measure };
+    case FrameType.Deltas:
+      return { min: 9, max: 8 + frames * (DELTA_MAP + pageSize), step: 1, flags: FrameFlag.Lz4 };
     case FrameType.Tags:
       return { min: 6, max: 4 + tagRunsLimit(WireLimit.tags), step: 1, flags: 0 };
     case FrameType.ManifestEnd:

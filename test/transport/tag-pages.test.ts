@@ -88,7 +88,7 @@ void t.test('who has another secret is turned away, at either end', async (t) =>
     socket.on('data', (bytes) => (text += bytes.toString('latin1')));
     socket.on('close', () => ended.resolve(text));
     socket.write(
-      `GET /v1/tags/${DOMAIN} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: pagetide\r\npagetide-protocol: 2\r\n` +
+      `GET /v1/tags/${DOMAIN} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: pagetide\r\npagetide-protocol: 3\r\n` +
         `pagetide-tags: 1\r\npagetide-nonce: ${'0'.repeat(32)}\r\n\r\n`,
     );
     await until(() => text.includes('\r\n\r\n'));
@@ -116,7 +116,7 @@ void t.test('tags of another version, and requests that are none', async (t) => 
   };
   const good = {
     Upgrade: 'pagetide',
-    'pagetide-protocol': '2',
+    'pagetide-protocol': '3',
     'pagetide-tags': '1',
     'pagetide-nonce': '0'.repeat(32),
   };
