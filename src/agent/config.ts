@@ -103,6 +103,12 @@ export const configSchema = z.strictObject({
       bandwidth: bytesPerSecond
         .exactOptional()
         .describe('Limit of the background fill of one migration, bytes a second, or with K, M, G. Default: none.'),
+      deltas: z
+        .boolean()
+        .default(true)
+        .describe(
+          'Whether guests that arrive get pages that changed between two rounds of copying as deltas, where that takes fewer bytes.',
+        ),
     })
     .prefault({})
     .describe('The background fill, which brings the pages that have not faulted.'),

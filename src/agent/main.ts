@@ -202,7 +202,12 @@ function migrationHost(config: AgentConfig, parts: Parts): MigrationHost {
     url,
     settings: {
       spinMicros,
-      fill: { batchFrames: fill.batchFrames, window: fill.window, bandwidth: fill.bandwidth ?? 0 },
+      fill: {
+        batchFrames: fill.batchFrames,
+        window: fill.window,
+        bandwidth: fill.bandwidth ?? 0,
+        deltas: fill.deltas,
+      },
       silenceMs: SILENCE_MS,
       prepareMs: timeouts.prepareMs,
       loadMs: timeouts.loadMs,

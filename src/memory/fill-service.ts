@@ -19,6 +19,7 @@
  * for on the demand connection like any frame in flight.
  */
 import { PagetideError } from '../errors.ts';
+import type { AsidePages } from './aside-pages.ts';
 import { FillBudget } from './fill-budget.ts';
 import { FillOrder } from './fill-order.ts';
 import { bit, firstWrong, rest, sortOut, type FilledBatch } from './filled-batch.ts';
@@ -31,8 +32,11 @@ import type { Serving } from './serving.ts';
 
 /** Where batches come from: the fill connection. */
 export interface BatchPages {
-  /** Asks for the frames of `runs` ([start, count, …]); the answer comes to {@link FillService.answer}. False while not connected. */
-  request(runs: Uint32Array): boolean;
+  /**
+   * Asks for the frames of `runs` ([start, count, …]); the answer comes to {@link FillService.answer}. False while not connected.
+   * @param whole not as deltas; false by default
+   */
+  request(runs: Uint32Array, whole?: boolean): boolean;
 }
 
 /** Where batches come from besides the source: see peer-fill.ts. */
@@ -60,6 +64,8 @@ export interface FillOptions {
   remote?: BatchPages | undefined;
   /** Where the pages have names: what is here already is taken from here, and what comes is checked. */
   named?: NamedPages | undefined;
+  /** Where pages that are newer than their tags are kept for the next round. */
+  aside?: AsidePages | undefined;
   /** Other hosts that may have the pages, too. */
   peers?: ((side: FillSide) => PeerBatches) | undefined;
   /** Frames a batch. */
@@ -193,14 +199,15 @@ export class FillService implements FillSide {
    * asked for again after a while, as the source may not have them right either.
    */
   private answerInPart(named: NamedPages, batch: FilledBatch): void {
-    const { session, serving, round } = this.options;
-    const { right, wrong } = sortOut(named, batch, session.pageSize);
+    const { session, serving, round, aside } = this.options;
+    const { right, wrong, wrongAt } = sortOut(named, batch, session.pageSize);
     // the pages that are right are counted as they are installed
     const rightBytes = right.reduce((sum, part) => sum + part.pages.length, 0);
     serving.addPages('fill', batch.wireBytes, batch.pages.length - rightBytes, 0);
     for (const part of right) this.install(part);
     if (round === 'loose') {
-      for (const frame of wrong) {
+      for (const [i, frame] of wrong.entries()) {
+        if (wrongAt[i]! >= 0) aside?.put(frame, batch.pages, wrongAt[i]!);
         session.claim(frame, 1, FrameState.Wanted);
         // of those with the same tag another may be as it was
         this.leaveRing(named, frame);
@@ -208,6 +215,13 @@ export class FillService implements FillSide {
       this.ask();
       this.wake?.();
       if (named.keeps) for (const part of right) this.keep(named, part);
+      return;
+    }
+    if (batch.ofDeltas === true) {
+      // no doubt about the source yet: a digest of a few bits may have taken two blocks for the same
+      this.fromSource(Uint32Array.from(wrong.flatMap((frame) => [frame, 1])), true);
+      this.ask();
+      this.wake?.();
       return;
     }
     for (const frame of wrong) {
@@ -247,8 +261,8 @@ export class FillService implements FillSide {
   }
 
   /** See {@link FillSide}. */
-  fromSource(runs: Uint32Array): boolean {
-    if (!this.isOver() && this.options.remote?.request(runs) === true) {
+  fromSource(runs: Uint32Array, whole = false): boolean {
+    if (!this.isOver() && this.options.remote?.request(runs, whole) === true) {
       this.inFlight.add(runs);
       return true;
     }
@@ -317,11 +331,22 @@ export class FillService implements FillSide {
           if (result !== Outcome.Again) this.settle(result, frame);
           return undefined;
         }
-        this.want(named, frame, runs);
+        if (!this.installAside(named, frame)) this.want(named, frame, runs);
         frame++;
       }
     }
     return Uint32Array.from(runs);
+  }
+
+  /** Of a frame that is claimed: what an earlier round brought too early may be its page now. */
+  private installAside(named: NamedPages, frame: number): boolean {
+    const { session, aside } = this.options;
+    const page = aside?.get(frame);
+    if (page === undefined || !named.verify(frame, page, 0)) return false;
+    if (session.install(frame, 1, page, 0, this.outcome, Origin.Source) !== Outcome.Done) return false;
+    this.progress(this.outcome[OutcomeField.Installed]!);
+    aside!.drop(frame);
+    return true;
   }
 
   private want(named: NamedPages, frame: number, runs: number[]): void {

@@ -39,13 +39,14 @@ export async function runFillTask(task: ServiceTask): Promise<ServiceEnd> {
       local,
       named: remote?.named,
       peers: remote?.peers,
+      aside: remote?.aside,
       remote: remote?.source,
       batchFrames: task.batchFrames,
       window: task.window,
       bandwidth,
       onTrouble: (frame, error) => port.tell({ event: 'trouble', frame, error: error.toJSON() }),
     });
-    remote?.feed(fill);
+    remote?.feed(fill, round);
     return fill;
   };
   const run = async (fill: FillService): Promise<ServiceEnd> => {
@@ -64,7 +65,7 @@ export async function runFillTask(task: ServiceTask): Promise<ServiceEnd> {
     const shape = session ?? copy;
     if (shape === undefined) throw new PagetideError('PT_INTERNAL', 'there is nothing to fill');
     if (pages.kind === 'peer' || pages.kind === 'by-tag') {
-      remote = new RemoteFill({ pages, session: shape, serving, port });
+      remote = new RemoteFill({ pages, session: shape, copy, deltas: task.deltas ?? true, serving, port });
       if (!(await port.unlessStopped(remote.connected))) return { end: 'stopped' };
     } else {
       local = openLocalPages(pages, shape.pageSize, serving, 'fill');

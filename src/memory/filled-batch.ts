@@ -11,6 +11,8 @@ export interface FilledBatch {
   wireBytes: number;
   /** From where; a peer's is found right already. */
   from: 'source' | 'peer';
+  /** The pages were made of deltas: one that is not right may be so for no fault of the source's. */
+  ofDeltas?: boolean;
 }
 
 /** The first frame whose page is not what belongs there; -1: all are. Allocates nothing but what checking does. */
@@ -27,14 +29,18 @@ export function firstWrong(named: NamedPages, { runs, zero, pages }: FilledBatch
   return -1;
 }
 
-/** What of a batch is right, as batches of consecutive frames without bytes on the wire; and the frames that are not. */
+/**
+ * What of a batch is right, as batches of consecutive frames without bytes on the wire; and the frames that are not, with where their
+ * pages are in `pages` (-1: it was to be zero).
+ */
 export function sortOut(
   named: NamedPages,
   { runs, zero, pages, from }: FilledBatch,
   pageSize: number,
-): { right: FilledBatch[]; wrong: number[] } {
+): { right: FilledBatch[]; wrong: number[]; wrongAt: number[] } {
   const pieces: { frame: number; count: number; isZero: boolean; offset: number }[] = [];
   const wrong: number[] = [];
+  const wrongAt: number[] = [];
   let index = 0;
   let offset = 0;
   for (let i = 0; i < runs.length; i += 2) {
@@ -42,8 +48,10 @@ export function sortOut(
       const isZero = bit(zero, index++);
       const last = pieces.at(-1);
       const follows = last !== undefined && last.isZero === isZero && last.frame + last.count === frame;
-      if (!(isZero ? named.isZero(frame) : named.verify(frame, pages, offset))) wrong.push(frame);
-      else if (follows) last.count++;
+      if (!(isZero ? named.isZero(frame) : named.verify(frame, pages, offset))) {
+        wrong.push(frame);
+        wrongAt.push(isZero ? -1 : offset);
+      } else if (follows) last.count++;
       else pieces.push({ frame, count: 1, isZero, offset });
       if (!isZero) offset += pageSize;
     }
@@ -53,7 +61,7 @@ export function sortOut(
     const content = isZero ? pages.subarray(0, 0) : pages.subarray(at, at + count * pageSize);
     return { runs: Uint32Array.of(frame, count), zero: bitmap, pages: content, wireBytes: 0, from };
   });
-  return { right, wrong };
+  return { right, wrong, wrongAt };
 }
 
 /** Bit `index` of a bitmap. */

@@ -15,7 +15,7 @@ import { asPagetideError, errorFromJson, PagetideError, type ErrorCode } from '.
 import { summarize } from './histogram.ts';
 import { native, type FaultSession, type SessionCounts } from './native.ts';
 import type { FillRound } from './fill-service.ts';
-import { Serving } from './serving.ts';
+import { Serving, type DeltaBytes } from './serving.ts';
 import type { FromWorker, PagesSpec, ServiceEnd, ServiceTask, ToWorker } from './worker-messages.ts';
 import type { Place } from './worker-pools.ts';
 
@@ -28,7 +28,7 @@ export interface GuestServiceOptions {
   pages: PagesSpec;
   /** Look for the next fault this long before sleeping, microseconds. */
   spinMicros: number;
-  fill: { batchFrames: number; window: number; bandwidth: number };
+  fill: { batchFrames: number; window: number; bandwidth: number; deltas?: boolean };
 }
 
 export interface GuestServiceEvents {
@@ -56,6 +56,8 @@ export interface ServiceFigures {
   /** Page payload as it came, and before compression. */
   pageBytes: number;
   rawBytes: number;
+  /** Of these, what was asked for as deltas; undefined: nothing. */
+  deltas: DeltaBytes | undefined;
   /** Frames that got content from the source. */
   installed: number;
   /** Frames that got it from the shared-page cache, from guests that run here, and with another frame of the same page. */
@@ -172,6 +174,7 @@ export class GuestService extends EventEmitter<GuestServiceEvents> {
       wireBytes: this.wireBytes(),
       pageBytes: demand.pages + fill.pages,
       rawBytes: demand.raw + fill.raw,
+      deltas: this.serving.deltas,
       installed: demand.installed + fill.installed,
       cached: this.serving.cached,
       resident: this.serving.resident,

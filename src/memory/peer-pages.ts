@@ -3,7 +3,7 @@
  * its traffic counted in the guest's shared figures, and its ups and downs told to the main thread.
  */
 import type { PagetideError } from '../errors.ts';
-import { connectPages, type PageHandlers, type Runs } from '../transport/page-client.ts';
+import { connectPages, type DeltaRequest, type PageHandlers, type Runs } from '../transport/page-client.ts';
 import { ReconnectingPages } from '../transport/reconnect.ts';
 import type { ServicePort } from './service-port.ts';
 import type { Serving } from './serving.ts';
@@ -139,6 +139,11 @@ export class PeerPages {
   /** @returns the request's stream; 0 when it can't be asked for now */
   requestBatch(runs: Runs): number {
     return this.pages.requestBatch(runs);
+  }
+
+  /** The same for deltas. */
+  requestDeltas(request: DeltaRequest, measure: boolean): number {
+    return this.pages.requestDeltas(request, measure);
   }
 
   close(): void {

@@ -1,5 +1,8 @@
 /** The fill worker's side of pages that lie elsewhere: the fill connection to the source, and the other hosts that may have them. */
-import type { BatchPages, FillService } from './fill-service.ts';
+import { AsidePages } from './aside-pages.ts';
+import { DeltaPages } from './delta-pages.ts';
+import type { BatchPages, FillRound, FillService } from './fill-service.ts';
+import { DELTA_PAGE } from '../transport/wire.ts';
 import type { FaultSession } from './native.ts';
 import { openNamedPages, tagsOf, type NamedPages } from './named-pages.ts';
 import { PeerFill, type FillSide } from './peer-fill.ts';
@@ -12,6 +15,9 @@ import type { PeerPagesSpec, TaggedPagesSpec } from './worker-messages.ts';
 export interface RemoteFillOptions {
   pages: PeerPagesSpec | TaggedPagesSpec;
   session: FaultSession;
+  /** Over the guest's memory files, where rounds come; with `deltas`, pages that changed are asked for as such then. */
+  copy: FaultSession | undefined;
+  deltas: boolean;
   serving: Serving;
   port: ServicePort;
 }
@@ -29,6 +35,11 @@ export class RemoteFill {
   readonly connected: Promise<void>;
   /** Gets what comes. */
   #fill: FillService | undefined;
+  /** Of it. */
+  #round: FillRound | undefined;
+  readonly #deltas: DeltaPages | undefined;
+  /** What rounds bring too early; undefined where nothing is made of it. */
+  readonly aside: AsidePages | undefined;
   readonly #serving: Serving;
   readonly #pages: PeerPages | undefined;
   readonly #peers: Peers | undefined;
@@ -36,7 +47,7 @@ export class RemoteFill {
   readonly #asked = new Map<number, Uint32Array>();
   #counting: NodeJS.Timeout | undefined;
 
-  constructor({ pages: spec, session, serving, port }: RemoteFillOptions) {
+  constructor({ pages: spec, session, copy, deltas, serving, port }: RemoteFillOptions) {
     this.#serving = serving;
     if (spec.named !== undefined) this.named = openNamedPages(spec.named, session.pageSize, serving, 'fill');
     const pages = spec.kind === 'peer' ? this.#connect(spec, port) : undefined;
@@ -44,13 +55,19 @@ export class RemoteFill {
     this.connected = pages?.connected ?? Promise.resolve();
     if (pages !== undefined) {
       this.source = {
-        request: (runs) => {
-          const stream = pages.requestBatch(runs);
+        request: (runs, whole = false) => {
+          const ask = this.#round === undefined || whole ? undefined : this.#deltas?.ask(runs);
+          const stream = ask === undefined ? pages.requestBatch(runs) : pages.requestDeltas(ask.request, ask.measure);
           if (stream === 0) return false;
           this.#asked.set(stream, runs);
           return true;
         },
       };
+    }
+    const own = spec.named?.own;
+    if (deltas && copy !== undefined && own !== undefined && copy.pageSize === DELTA_PAGE) {
+      this.aside = new AsidePages(copy.pageSize);
+      this.#deltas = new DeltaPages(own, copy, this.aside, serving);
     }
     let peerFill: PeerFill | undefined;
     const peers = openPeers(spec, session.pageSize, {
@@ -78,9 +95,12 @@ export class RemoteFill {
   /**
    * From now on `fill` gets what comes; before it asks for anything. What was asked for by another is nobody's any more: it has given
    * those frames back, and they may have other tags now, or be asked for by the next.
+   * @param round where it is one over the memory files
    */
-  feed(fill: FillService | undefined): void {
+  feed(fill: FillService | undefined, round?: FillRound): void {
     this.#fill = fill;
+    this.#round = round;
+    if (round !== undefined) this.#deltas?.begin(round);
     this.#asked.clear();
   }
 
@@ -93,6 +113,7 @@ export class RemoteFill {
   close(): void {
     clearInterval(this.#counting);
     this.named?.close?.();
+    this.#deltas?.close();
     // first, so that its bytes are counted with the others'
     this.#peers?.close();
     this.#pages?.close();
@@ -105,7 +126,20 @@ export class RemoteFill {
       onBatch: ({ zero, pages, bodyBytes: wireBytes }, stream) => {
         const runs = asked.get(stream);
         asked.delete(stream);
-        if (runs !== undefined) this.#fill?.answer(runs, { runs, zero, pages, wireBytes, from: 'source' });
+        if (runs === undefined) return;
+        this.#outdated(runs);
+        this.#fill?.answer(runs, { runs, zero, pages, wireBytes, from: 'source' });
+      },
+      onDeltas: (deltas, stream) => {
+        const runs = asked.get(stream);
+        if (runs === undefined || this.#deltas === undefined) return;
+        // of no use to the connection's end, which it is where they don't fit: what was asked for is given back by that
+        const made = this.#deltas.make(runs, deltas);
+        asked.delete(stream);
+        this.#outdated(runs);
+        const zero = new Uint8Array((deltas.total + 7) >> 3);
+        const batch = { runs, zero, pages: made, wireBytes: deltas.bodyBytes, from: 'source', ofDeltas: true } as const;
+        this.#fill?.answer(runs, batch);
       },
       onBatchError: (stream, _runs, error) => {
         const runs = asked.get(stream);
@@ -119,6 +153,13 @@ export class RemoteFill {
         this.#fill?.disconnected();
       },
     });
+  }
+
+  /** Newer pages of these frames have come: those that are still too new are set aside again. */
+  #outdated(runs: Uint32Array): void {
+    if (this.aside === undefined || this.aside.size === 0) return;
+    for (let i = 0; i < runs.length; i += 2)
+      for (let frame = runs[i]!; frame < runs[i]! + runs[i + 1]!; frame++) this.aside.drop(frame);
   }
 
   #count(): void {

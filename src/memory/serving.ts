@@ -43,10 +43,15 @@ const F = {
   FillResident: 16,
   DemandPeer: 17,
   FillPeer: 18,
+  DeltaFrames: 19,
+  DeltaBytes: 20,
+  DigestBytes: 21,
+  MeasuredBytes: 22,
+  WholeBytes: 23,
 } as const;
 
 const INTS = 16;
-const FLOATS = 19;
+const FLOATS = 24;
 /** Where the ring's head lies, bytes from the start; for tests. */
 export const HINT_HEAD_AT = FLOATS * 8 + I.HintHead * 4;
 const BYTES = (INTS + HINTS + HISTOGRAM_BUCKETS + 1) * 4 + FLOATS * 8 + 8;
@@ -61,6 +66,18 @@ export interface Traffic {
   raw: number;
   /** Frames that this connection's answers filled. */
   installed: number;
+}
+
+/** Frames whose page was asked for as a delta (delta-pages.ts). */
+export interface DeltaBytes {
+  /** How many. */
+  frames: number;
+  /** Their deltas as they came over the wire, bytes; counted with the pages, too. */
+  bytes: number;
+  /** Digests that were sent for them, bytes. */
+  digests: number;
+  /** What whole pages would have taken in place of `bytes`: as it was for the part that was measured. */
+  whole: number;
 }
 
 export class Serving {
@@ -146,6 +163,17 @@ export class Serving {
   addRepeated(which: 'demand' | 'fill', frames: number): void {
     this.floats[which === 'demand' ? F.DemandRepeated : F.FillRepeated]! += frames;
   }
+  /**
+   * Deltas came: of so many frames, in so many bytes, for so many of digests. `whole`: bytes that whole pages would have taken; 0: not
+   * measured. Of the fill worker.
+   */
+  addDeltas(frames: number, bytes: number, digests: number, whole: number): void {
+    this.floats[F.DeltaFrames]! += frames;
+    this.floats[F.DeltaBytes]! += bytes;
+    this.floats[F.DigestBytes]! += digests;
+    if (whole > 0) this.floats[F.MeasuredBytes]! += bytes;
+    this.floats[F.WholeBytes]! += whole;
+  }
   /** A page came that does not have the tag of its frame. */
   mismatched(): void {
     Atomics.add(this.ints, I.Mismatches, 1);
@@ -158,6 +186,15 @@ export class Serving {
 
   // --- readers
 
+  /** Undefined where none was asked for. */
+  get deltas(): DeltaBytes | undefined {
+    const frames = this.floats[F.DeltaFrames]!;
+    if (frames === 0) return undefined;
+    const bytes = this.floats[F.DeltaBytes]!;
+    const measured = this.floats[F.MeasuredBytes]!;
+    const whole = measured === 0 ? bytes : Math.round((bytes * this.floats[F.WholeBytes]!) / measured);
+    return { frames, bytes, digests: this.floats[F.DigestBytes]!, whole };
+  }
   get fromPeers(): number {
     return this.floats[F.DemandPeer]! + this.floats[F.FillPeer]!;
   }

@@ -46,6 +46,8 @@ export interface ServiceTask {
   batchFrames: number;
   window: number;
   bandwidth: number;
+  /** Whether rounds ask for deltas of what changed (delta-pages.ts); by default they do. */
+  deltas?: boolean;
 }
 
 /**

@@ -13,7 +13,7 @@ import type { OwnershipRecord } from './ownership/index.ts';
 
 export interface MigrationSettings {
   spinMicros: number;
-  fill: { batchFrames: number; window: number; bandwidth: number };
+  fill: { batchFrames: number; window: number; bandwidth: number; deltas: boolean };
   /** The source may be silent this long before a destination that doesn't own the guest yet lets go, milliseconds. */
   silenceMs: number;
   prepareMs: number;

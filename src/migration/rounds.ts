@@ -164,7 +164,9 @@ function fetching(rounds: readonly RoundReport[], frames: number): number {
   const later = sums(rounds.slice(1));
   const share = later.got === 0 ? 1 : later.fetched / later.got;
   const all = sums(rounds);
-  const page = all.fetched === 0 ? ASSUMED_PAGE : all.wireBytes / all.fetched;
+  // pages that changed come as deltas, which the first round's can't
+  const alike = later.fetched === 0 ? all : later;
+  const page = alike.fetched === 0 ? ASSUMED_PAGE : alike.wireBytes / alike.fetched;
   const recent = sums(rounds.filter((round) => fetched(round) > 0).slice(-RECENT));
   const link = recent.wireBytes === 0 || recent.ms <= 0 ? ASSUMED_LINK : recent.wireBytes / recent.ms;
   return frames * LOCAL_MS + (frames * share * page) / link;

@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
+import { AsidePages } from '../../src/memory/aside-pages.ts';
 import { FillService, type FillRound } from '../../src/memory/fill-service.ts';
 import { FrameState, Outcome, OutcomeField } from '../../src/memory/native.ts';
 import type { NamedPages } from '../../src/memory/named-pages.ts';
@@ -34,6 +35,9 @@ class World {
   readonly open: Uint32Array[] = [];
   readonly troubles: string[] = [];
   up = true;
+  /** Batches that must come whole. */
+  readonly whole = new Set<Uint32Array>();
+  readonly aside = new AsidePages(FAKE_PAGE);
   fill: FillService | undefined;
   readonly #next: Uint32Array;
   readonly #first: Uint32Array;
@@ -82,11 +86,13 @@ class World {
       round,
       named,
       remote: {
-        request: (runs) => {
+        request: (runs, whole) => {
           if (this.up) this.open.push(runs);
+          if (whole === true) this.whole.add(runs);
           return this.up;
         },
       },
+      aside: this.aside,
       batchFrames: 8,
       window: 3,
       bandwidth: 0,
@@ -99,8 +105,11 @@ class World {
     });
   }
 
-  /** Answers a batch with what the source has now. */
-  answer(which: number): void {
+  /**
+   * Answers a batch with what the source has now.
+   * @param collides it was made of deltas, in which a digest took two blocks for the same
+   */
+  answer(which: number, collides = false): void {
     const [runs] = this.open.splice(which % this.open.length, 1);
     if (runs === undefined) return;
     const frames: number[] = [];
@@ -113,7 +122,9 @@ class World {
       else pages.push(...page(id));
     });
     const bytes = Buffer.from(pages);
-    this.fill?.answer(runs, { runs, zero, pages: bytes, wireBytes: pages.length, from: 'source' });
+    const ofDeltas = !this.whole.has(runs);
+    if (collides && ofDeltas && bytes.length > 0) bytes.writeUInt32LE(0xabcd, 0);
+    this.fill?.answer(runs, { runs, zero, pages: bytes, wireBytes: pages.length, from: 'source', ofDeltas });
     bytes.fill(0xff);
   }
 
@@ -132,7 +143,7 @@ class World {
 }
 
 /** Until the round is over, whatever is asked for is answered. */
-async function played(world: World, running: Promise<string>): Promise<string> {
+async function played(world: World, running: Promise<string>, collides = false): Promise<string> {
   const ended: { as?: string; error?: unknown } = {};
   void running.then(
     (as) => (ended.as = as),
@@ -141,7 +152,7 @@ async function played(world: World, running: Promise<string>): Promise<string> {
   const deadline = performance.now() + 20_000;
   while (ended.as === undefined && ended.error === undefined) {
     if (performance.now() > deadline) throw new Error('the round does not end');
-    if (world.open.length > 0) world.answer(0);
+    if (world.open.length > 0) world.answer(0, collides);
     await tick();
   }
   if (ended.error !== undefined) throw ended.error as Error;
@@ -150,7 +161,7 @@ async function played(world: World, running: Promise<string>): Promise<string> {
 
 type Step =
   | { do: 'write'; frame: number; id: number }
-  | { do: 'answer'; which: number }
+  | { do: 'answer'; which: number; collides: boolean }
   | { do: 'drop' }
   | { do: 'halt' }
   | { do: 'round' };
@@ -162,7 +173,10 @@ const steps: fc.Arbitrary<Step> = fc.oneof(
     weight: 12,
     arbitrary: fc.record({ do: fc.constant('write' as const), frame: fc.nat(FRAMES - 1), id: ids }),
   },
-  { weight: 10, arbitrary: fc.record({ do: fc.constant('answer' as const), which: fc.nat(9) }) },
+  {
+    weight: 10,
+    arbitrary: fc.record({ do: fc.constant('answer' as const), which: fc.nat(9), collides: fc.boolean() }),
+  },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('drop' as const) }) },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('halt' as const) }) },
   { weight: 3, arbitrary: fc.record({ do: fc.constant('round' as const) }) },
@@ -180,7 +194,7 @@ void t.test('whatever the guest writes and the network does, in the end every pa
           let running: Promise<string> | undefined;
           for (const step of script) {
             if (step.do === 'write') world.source[step.frame] = step.id;
-            if (step.do === 'answer' && world.open.length > 0) world.answer(step.which);
+            if (step.do === 'answer' && world.open.length > 0) world.answer(step.which, step.collides);
             if (step.do === 'drop') {
               world.up = false;
               world.open.length = 0;
@@ -205,7 +219,7 @@ void t.test('whatever the guest writes and the network does, in the end every pa
           // it is stopped
           world.tell();
           world.names.takeTold(world.session);
-          if ((await played(world, world.begin('strict'))) !== 'filled') throw new Error('it did not end well');
+          if ((await played(world, world.begin('strict'), true)) !== 'filled') throw new Error('it did not end well');
           world.check();
           for (let frame = 0; frame < FRAMES; frame++) {
             const reads = world.session.reads(frame) ?? 0;
@@ -250,6 +264,40 @@ void t.test('a page that changed is set aside, and is nothing to tell of', async
   t.same(world.names.takeTold(world.session), { missing: 4, zero: 1 });
   t.equal(await played(world, world.begin('loose')), 'filled');
   t.same(world.session.counts().outstanding, 0);
+  world.check();
+});
+
+void t.test(
+  'when the guest stands still a page that a digest got wrong comes whole, and is nothing to tell of',
+  async (t) => {
+    const world = open(t);
+    world.source.set([3, 4, 5, 5, 6]);
+    world.tell();
+    world.names.takeTold(world.session);
+    t.equal(await played(world, world.begin('strict'), true), 'filled');
+    t.equal(world.whole.size, 1);
+    t.same(world.troubles, []);
+    world.check();
+    t.same(world.session.counts().outstanding, 0);
+  },
+);
+
+void t.test('a page that came too early is there when it is told', async (t) => {
+  const world = open(t);
+  world.source.set([3, 4]);
+  world.tell();
+  world.names.takeTold(world.session);
+  world.source.set([8, 9]);
+  t.equal(await played(world, world.begin('loose')), 'filled');
+  t.equal(world.session.counts().wanted, 2);
+  world.source[1] = 7; // once more
+  world.tell();
+  world.names.takeTold(world.session);
+  const running = world.begin('strict');
+  await tick();
+  t.same(world.open, [Uint32Array.of(1, 1)], 'the other is not asked for');
+  t.equal(await played(world, running), 'filled');
+  t.same([world.session.reads(0), world.session.reads(1)], [8, 7]);
   world.check();
 });
 
