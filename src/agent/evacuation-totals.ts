@@ -1,6 +1,6 @@
 /** Sums over the guests of an evacuation. */
 import type { ErrorJson } from '../errors.ts';
-import type { FrameClasses, MigrationInfo, MigrationReport } from '../migration/types.ts';
+import type { FrameClasses, MigrationInfo } from '../migration/types.ts';
 import type { EvacuatedState, EvacuationTotals } from './service.ts';
 
 interface Counted {
@@ -15,13 +15,13 @@ export function totalsOf(entries: readonly Counted[]): EvacuationTotals {
     ...{ total: 0, zero: 0, present: 0, cache: 0 },
     ...{ resident: 0, duplicate: 0, peer: 0, source: 0 },
   };
-  const bytes: MigrationReport['bytes'] = { wire: 0, manifest: 0, pages: 0, state: 0, raw: 0 };
+  const bytes: EvacuationTotals['bytes'] = { wire: 0, manifest: 0, pages: 0, state: 0, raw: 0 };
   let longestDowntimeMs: number | null = null;
   for (const { state, last } of entries) {
     const report = last?.report;
     if (state !== 'moved' || report === undefined) continue;
     add(frames, report.frames);
-    add(bytes, report.bytes);
+    add<typeof bytes>(bytes, report.bytes);
     const { downtime } = report.ms;
     if (downtime !== null) longestDowntimeMs = Math.max(longestDowntimeMs ?? 0, downtime);
   }

@@ -51,7 +51,7 @@ export function createMetrics(options: MetricsOptions = {}) {
   });
   const bytes = new Counter({
     name: 'pagetide_bytes_total',
-    help: 'Bytes of migrations, by direction and kind (wire, manifest, pages, state, raw)',
+    help: 'Bytes of migrations, by direction and kind (wire, manifest, pages, state, raw, deltas, digests)',
     labelNames: ['direction', 'kind'] as const,
     registers,
   });

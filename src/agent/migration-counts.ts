@@ -58,8 +58,9 @@ export class MigrationCounts {
     if (info.report === undefined) return;
     const { downtime } = info.report.ms;
     if (downtime !== null) metrics.downtime.observe(downtime / 1000);
-    for (const [kind, bytes] of Object.entries(info.report.bytes))
-      metrics.bytes.inc({ direction: 'outgoing', kind }, bytes);
+    const { deltas, ...bytes } = info.report.bytes;
+    const kinds = { ...bytes, deltas: deltas?.bytes ?? 0, digests: deltas?.digests ?? 0 };
+    for (const [kind, count] of Object.entries(kinds)) metrics.bytes.inc({ direction: 'outgoing', kind }, count);
     metrics.faults.inc({ from: 'source' }, info.report.faults.count);
   }
 

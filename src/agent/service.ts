@@ -129,7 +129,7 @@ export interface EvacuationTotals {
   moved: number;
   stay: number;
   frames: FrameClasses;
-  bytes: MigrationReport['bytes'];
+  bytes: Omit<MigrationReport['bytes'], 'deltas'>;
   /** Milliseconds; null: nobody has moved, or it is not known. */
   longestDowntimeMs: number | null;
 }

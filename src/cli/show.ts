@@ -1,6 +1,7 @@
 /** Guests, migrations and reports as people read them. */
 import type { GuestInfo } from '../agent/service.ts';
 import { formatMicros, formatMillis, formatSize } from '../agent/units.ts';
+import type { DeltaBytes } from '../memory/serving.ts';
 import type { MigrationInfo, MigrationReport, RoundReport } from '../migration/types.ts';
 import { pairs, table } from './table.ts';
 
@@ -80,6 +81,7 @@ export function showReport(report: MigrationReport): string {
       `${formatSize(bytes.wire)} on the wire: manifest ${formatSize(bytes.manifest)}, ` +
         `pages ${formatSize(bytes.pages)} (raw ${formatSize(bytes.raw)}), state ${formatSize(bytes.state)}`,
     ],
+    ...(bytes.deltas === undefined ? [] : [['deltas', showDeltas(bytes.deltas)] as const]),
     [
       'time',
       `total ${formatMillis(ms.total)}, prepare ${known(ms.prepare)}, downtime ${known(ms.downtime)}` +
@@ -102,6 +104,10 @@ function showRounds(rounds: readonly RoundReport[]): string {
     formatMillis(round.ms),
   ]);
   return table(['ROUND', 'CHANGED', ...classes.map((name) => name.toUpperCase()), 'WIRE', 'TIME'], rows);
+}
+
+function showDeltas({ frames, bytes, digests, whole }: DeltaBytes): string {
+  return `${frames} frames in ${formatSize(bytes)} and ${formatSize(digests)} of digests; whole, about ${formatSize(whole)}`;
 }
 
 function known(ms: number | null): string {

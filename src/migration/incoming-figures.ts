@@ -14,7 +14,7 @@ export interface SwitchBytes {
 }
 
 /** Of pages that came: as they were carried, and as they are. */
-export type PageBytes = Pick<CompletionFigures['bytes'], 'pages' | 'raw'>;
+export type PageBytes = Pick<CompletionFigures['bytes'], 'pages' | 'raw' | 'deltas'>;
 
 /**
  * The classes of the frames of a guest all of whose pages are here. They add up to `total`: what nobody counted otherwise is the
@@ -55,8 +55,8 @@ export function copiedClasses(total: number, frames: CopiedFrames): FrameClasses
 
 /** What has come by now. */
 export function bytesOf({ service }: Pick<Arrival, 'service'>): PageBytes {
-  const { pageBytes, rawBytes } = service.figures();
-  return { pages: pageBytes, raw: rawBytes };
+  const { pageBytes, rawBytes, deltas } = service.figures();
+  return { pages: pageBytes, raw: rawBytes, ...(deltas === undefined ? {} : { deltas }) };
 }
 
 /**
@@ -69,7 +69,10 @@ export function figuresOf(
   switched: SwitchBytes | undefined,
   earlier: PageBytes = { pages: 0, raw: 0 },
 ): CompletionFigures {
-  const { counts, faults, pageBytes, rawBytes, wireBytes } = service.figures();
+  const figures = service.figures();
+  const { counts, faults, pageBytes, rawBytes, wireBytes } = figures;
+  // of rounds alone, which are of one service
+  const deltas = figures.deltas ?? earlier.deltas;
   return {
     frames,
     bytes: {
@@ -78,6 +81,7 @@ export function figuresOf(
       pages: pageBytes + earlier.pages,
       state: switched?.state ?? 0,
       raw: rawBytes + earlier.raw,
+      ...(deltas === undefined ? {} : { deltas }),
     },
     faults: { ...faults, count: Math.max(faults.count, counts.faults) },
     longestGapMs: null,

@@ -69,7 +69,7 @@ export const evacuationInfo = z
         moved: count,
         stay: count,
         frames: frameClasses,
-        bytes,
+        bytes: bytes.omit({ deltas: true }),
         longestDowntimeMs: z.number().min(0).nullable(),
       })
       .meta({ description: 'Of the guests that have moved.' }),

@@ -309,7 +309,22 @@ export const frameClasses = z
   })
   .meta({ id: 'FrameClasses' });
 
-export const bytes = z.object({ wire: count, manifest: count, pages: count, state: count, raw: count });
+export const bytes = z.object({
+  wire: count,
+  manifest: count,
+  pages: count,
+  state: count,
+  raw: count,
+  deltas: z
+    .object({
+      frames: count,
+      bytes: count,
+      digests: count.meta({ description: 'Bytes of digests that were sent for them.' }),
+      whole: count.meta({ description: 'Bytes that whole pages would have taken in place of `bytes`; estimated.' }),
+    })
+    .exactOptional()
+    .meta({ description: 'Of the pages, those that came as deltas; absent where none did.' }),
+});
 
 export const migrationReport = z
   .object({
