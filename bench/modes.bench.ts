@@ -102,7 +102,9 @@ async function moveOnce(from: TestAgent, to: TestAgent, mode: Mode, lookMs: numb
 function roundsOf({ bytes, rounds = [] }: MigrationReport): { changed: number; wire: number; packed: number } {
   const later = rounds.slice(1);
   const changed = later.reduce((sum, round) => sum + round.changed, 0);
-  const shrunk = bytes.raw > 0 ? bytes.pages / bytes.raw : 1;
+  // deltas take less: what counts is what whole pages would have
+  const whole = bytes.pages + (bytes.deltas === undefined ? 0 : bytes.deltas.whole - bytes.deltas.bytes);
+  const shrunk = bytes.raw > 0 ? whole / bytes.raw : 1;
   return { changed, wire: later.reduce((sum, { wireBytes }) => sum + wireBytes, 0), packed: changed * PAGE * shrunk };
 }
 
