@@ -20,9 +20,9 @@ interface Bed {
   /** The guest's memory at the source. */
   source: Buffer;
   /** Of the destination: two files of 12 and 20 frames. */
-  write: (this: void, frame: number, page: Uint8Array) => void;
+  write: (frame: number, page: Uint8Array) => void;
   /** As the source answers. */
-  answer: (this: void, ask: DeltaAsk, whole?: number) => Deltas;
+  answer: (ask: DeltaAsk, whole?: number) => Deltas;
 }
 
 /** All but the last eight frames were copied in an earlier round. */
