@@ -47,6 +47,12 @@ export class AsidePages {
     return slot === undefined ? undefined : this.#memory!.subarray(slot * this.#pageSize, (slot + 1) * this.#pageSize);
   }
 
+  /** Copies what is kept for this frame to `into[offset …]`, if anything is. */
+  copy(frame: number, into: Uint8Array, offset: number): void {
+    const slot = this.#slots.get(frame);
+    if (slot !== undefined) this.#memory!.copy(into, offset, slot * this.#pageSize, (slot + 1) * this.#pageSize);
+  }
+
   drop(frame: number): void {
     const slot = this.#slots.get(frame);
     if (slot === undefined) return;

@@ -157,10 +157,7 @@ export class DeltaPages {
   }
 
   #overlay(first: number, count: number, into: Buffer, offset: number): void {
-    for (let i = 0; i < count; i++) {
-      const page = this.#aside.get(first + i);
-      if (page !== undefined) into.set(page, offset + i * DELTA_PAGE);
-    }
+    for (let i = 0; i < count; i++) this.#aside.copy(first + i, into, offset + i * DELTA_PAGE);
   }
 
   /** By `read`, never through a mapping: that would create the pages that are not there. A run may go over the end of a file. */

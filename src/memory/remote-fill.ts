@@ -50,6 +50,12 @@ export class RemoteFill {
   constructor({ pages: spec, session, copy, deltas, serving, port }: RemoteFillOptions) {
     this.#serving = serving;
     if (spec.named !== undefined) this.named = openNamedPages(spec.named, session.pageSize, serving, 'fill');
+    const own = spec.named?.own;
+    // before there is a connection: its files may be gone
+    if (deltas && copy !== undefined && own !== undefined && copy.pageSize === DELTA_PAGE) {
+      this.aside = new AsidePages(copy.pageSize);
+      this.#deltas = new DeltaPages(own, copy, this.aside, serving);
+    }
     const pages = spec.kind === 'peer' ? this.#connect(spec, port) : undefined;
     this.#pages = pages;
     this.connected = pages?.connected ?? Promise.resolve();
@@ -63,11 +69,6 @@ export class RemoteFill {
           return true;
         },
       };
-    }
-    const own = spec.named?.own;
-    if (deltas && copy !== undefined && own !== undefined && copy.pageSize === DELTA_PAGE) {
-      this.aside = new AsidePages(copy.pageSize);
-      this.#deltas = new DeltaPages(own, copy, this.aside, serving);
     }
     let peerFill: PeerFill | undefined;
     const peers = openPeers(spec, session.pageSize, {
@@ -133,7 +134,7 @@ export class RemoteFill {
       onDeltas: (deltas, stream) => {
         const runs = asked.get(stream);
         if (runs === undefined || this.#deltas === undefined) return;
-        // of no use to the connection's end, which it is where they don't fit: what was asked for is given back by that
+        // throws where they don't fit: that ends the connection, by which what was asked for is missing again
         const made = this.#deltas.make(runs, deltas);
         asked.delete(stream);
         this.#outdated(runs);

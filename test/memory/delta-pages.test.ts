@@ -184,5 +184,9 @@ void t.test('what is set aside is bounded, and the newest of its frame', (t) => 
   t.same(aside.get(MOST_ASIDE), page(1), 'in the room that it left');
   t.equal(aside.has(MOST_ASIDE + 1), false);
   t.same(aside.get(6), page(6));
+  const into = Buffer.alloc(48);
+  aside.copy(6, into, 16);
+  aside.copy(7, into, 0);
+  t.same(into, Buffer.concat([page(0), page(6), page(0)]));
   t.end();
 });

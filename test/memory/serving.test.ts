@@ -72,6 +72,14 @@ void t.test('counters', (t) => {
   t.same(reader.traffic('fill'), { in: 0, out: 0, pages: 7, raw: 8, installed: 9 });
   const { faultsServed, maxUs, alarms, reconnects, parked, demandWaiting } = reader;
   t.same([faultsServed, maxUs, alarms, reconnects, parked, demandWaiting], [2, 12.5, 1, 1, 4, 6]);
+  t.equal(reader.deltas, undefined);
+  serving.addDeltas(10, 1_000, 640, 3_000);
+  serving.addDeltas(5, 500, 320, 0);
+  t.same(
+    reader.deltas,
+    { frames: 15, bytes: 1_500, digests: 960, whole: 4_500 },
+    'whole: by the part that was measured',
+  );
   t.ok(reader.histogram.byteOffset + reader.histogram.byteLength <= serving.buffer.byteLength);
   t.end();
 });

@@ -131,6 +131,16 @@ void t.test('pages that the destination knows cost little, but only once that wa
   t.end();
 });
 
+void t.test('a page costs what those of later rounds did, which come as deltas', (t) => {
+  const scan: Rescan = { tagged: 1_000, changed: 1_000, zero: 0, sinceMs: 1_000, tagMs: 5 };
+  const first = { ...none(), changed: 65_536, source: 65_536, wireBytes: 65_536 * 4_000, ms: 5_000 };
+  const second = { ...none(), changed: 1_000, source: 1_000, wireBytes: 1_000 * 400, ms: 10 };
+  const early = estimateSwitch([first], [scan], PASS, 'copy');
+  const late = estimateSwitch([first, second], [scan, scan], PASS, 'copy');
+  t.ok(late.fetchMs < early.fetchMs / 5, `${early.fetchMs}, then ${late.fetchMs} ms`);
+  t.end();
+});
+
 void t.test('what the last pass costs', (t) => {
   const scan: Rescan = { tagged: 100, unlocated: 0, changed: 10, zero: 10, sinceMs: 1_000, tagMs: 5 };
   const round = { ...none(), changed: 65_536, source: 65_536, wireBytes: 65_536 * 4_000, ms: 2_000 };
