@@ -132,7 +132,7 @@ void t.test('pages that the destination knows cost little, but only once that wa
 });
 
 void t.test('a page costs what those of later rounds did, which come as deltas', (t) => {
-  const scan: Rescan = { tagged: 1_000, changed: 1_000, zero: 0, sinceMs: 1_000, tagMs: 5 };
+  const scan: Rescan = { tagged: 1_000, unlocated: 0, changed: 1_000, zero: 0, sinceMs: 1_000, tagMs: 5 };
   const first = { ...none(), changed: 65_536, source: 65_536, wireBytes: 65_536 * 4_000, ms: 5_000 };
   const second = { ...none(), changed: 1_000, source: 1_000, wireBytes: 1_000 * 400, ms: 10 };
   const early = estimateSwitch([first], [scan], PASS, 'copy');
