@@ -13,8 +13,8 @@ export interface SwitchBytes {
   wire: number;
 }
 
-/** Of pages that came: as they were carried, and as they are. */
-export type PageBytes = Pick<CompletionFigures['bytes'], 'pages' | 'raw' | 'deltas'>;
+/** Of pages that came: at the sockets, as they were carried, and as they are. */
+export type PageBytes = Pick<CompletionFigures['bytes'], 'wire' | 'pages' | 'raw' | 'deltas'>;
 
 /**
  * The classes of the frames of a guest all of whose pages are here. They add up to `total`: what nobody counted otherwise is the
@@ -55,8 +55,8 @@ export function copiedClasses(total: number, frames: CopiedFrames): FrameClasses
 
 /** What has come by now. */
 export function bytesOf({ service }: Pick<Arrival, 'service'>): PageBytes {
-  const { pageBytes, rawBytes, deltas } = service.figures();
-  return { pages: pageBytes, raw: rawBytes, ...(deltas === undefined ? {} : { deltas }) };
+  const { wireBytes, pageBytes, rawBytes, deltas } = service.figures();
+  return { wire: wireBytes, pages: pageBytes, raw: rawBytes, ...(deltas === undefined ? {} : { deltas }) };
 }
 
 /**
@@ -67,7 +67,7 @@ export function figuresOf(
   { service }: Pick<Arrival, 'service'>,
   frames: FrameClasses,
   switched: SwitchBytes | undefined,
-  earlier: PageBytes = { pages: 0, raw: 0 },
+  earlier: PageBytes = { wire: 0, pages: 0, raw: 0 },
 ): CompletionFigures {
   const figures = service.figures();
   const { counts, faults, pageBytes, rawBytes, wireBytes } = figures;
@@ -76,7 +76,7 @@ export function figuresOf(
   return {
     frames,
     bytes: {
-      wire: wireBytes + (switched?.wire ?? 0),
+      wire: wireBytes + earlier.wire + (switched?.wire ?? 0),
       manifest: switched?.manifest ?? 0,
       pages: pageBytes + earlier.pages,
       state: switched?.state ?? 0,

@@ -497,7 +497,10 @@ export class IncomingMigration extends MachineRunner<DestinationState, Destinati
   }
 
   #wire(arrival: Arrival): number {
-    return arrival.service.wireBytes() + (this.details.switchBytes?.wire ?? 0);
+    const { copiedBytes, switchBytes } = this.details;
+    // as in noteWhole: rounds before a restart were another service's
+    const earlier = arrival.copy === undefined ? (copiedBytes?.wire ?? 0) : 0;
+    return arrival.service.wireBytes() + earlier + (switchBytes?.wire ?? 0);
   }
 
   async #kill(unlessRunning: boolean): Promise<DestinationEvent> {
