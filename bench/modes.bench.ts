@@ -20,6 +20,7 @@ const MIB = 2 ** 20;
 const PAGE = 4096;
 const MODES: readonly Mode[] = ['post-copy', 'hybrid', 'pre-copy'];
 const BOOT_MS = 240_000;
+const HEARD_MS = 30_000;
 const NAME = 'moving';
 /** Of QEMU's own. */
 const DOWNTIME_TARGET = 1.2;
@@ -71,7 +72,9 @@ async function pace(from: TestAgent, work: () => Promise<unknown>, to = from): P
   const before = await operations(from);
   const began = performance.now();
   await work();
-  const after = await operations(to);
+  let after = 0;
+  // a host hears of a guest that has just arrived with its next heartbeat
+  await until('the guest is heard of', async () => (after = await operations(to)) >= before, HEARD_MS);
   return ((after - before) * 1000) / (performance.now() - began);
 }
 
