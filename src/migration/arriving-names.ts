@@ -235,10 +235,14 @@ export class ArrivingNames {
     this.#since = new Uint8Array(this.manifest.frames);
   }
 
-  /** Tags were told; undefined: all of them come again, from the start. */
-  noteTold(run: { first: number; count: number } | undefined): void {
-    if (run === undefined) this.#since = undefined;
-    else this.#since?.fill(1, run.first, run.first + run.count);
+  /** Tags of these frames were told. */
+  noteTold(first: number, count: number): void {
+    this.#since?.fill(1, first, first + count);
+  }
+
+  /** All tags come again, from the start. */
+  forgetTold(): void {
+    this.#since = undefined;
   }
 
   /**

@@ -41,7 +41,7 @@ import type { WriteTracking } from '../guests/tracking.ts';
 import type { GuestTags } from '../pages/guest-tags.ts';
 import type { Manifest } from '../pages/manifest.ts';
 import { isZeroTag } from '../pages/tag-runs.ts';
-import { encodeChunks, encodeManifestEnd, encodeTags } from '../transport/wire-tags.ts';
+import { encodeChangedTags, encodeChunks, encodeManifestEnd } from '../transport/wire-tags.ts';
 
 /** Passes of one {@link GuestScan.catchUp}, at most. */
 const PASSES = 4;
@@ -235,15 +235,6 @@ export class GuestScan {
   }
 
   #changes(): Buffer[] {
-    const frames: Buffer[] = [];
-    const { changed } = this.#tags;
-    for (let first = changed.indexOf(1); first >= 0; first = changed.indexOf(1, first)) {
-      let end = changed.indexOf(0, first);
-      if (end < 0) end = changed.length;
-      frames.push(...encodeTags(this.manifest, first, end - first));
-      first = end;
-    }
-    frames.push(encodeManifestEnd(this.manifest));
-    return frames;
+    return [...encodeChangedTags(this.manifest, this.#tags.changed), encodeManifestEnd(this.manifest)];
   }
 }

@@ -75,7 +75,7 @@ export async function startArrival(
   const channel = new StateChannel({
     ...{ url: source.url, migration, token: source.token, pageSize, frames },
     manifest: names.told,
-    ...(copies ? {} : { onTags: (run) => names.noteTold(run) }),
+    ...(copies ? {} : { onTags: (first, count) => names.noteTold(first, count), onRestart: () => names.forgetTold() }),
   });
   hooks.channel(channel);
   if (!copies)

@@ -30,8 +30,10 @@ export interface StateChannelOptions {
   pageSize: number;
   /** Takes the tags in. It is final, its digest checked, when {@link StateChannel.settled} resolves. */
   manifest: Manifest;
-  /** Tags of these frames were taken in. Undefined: they went back to what they were, and all comes again. */
-  onTags?: (run: { first: number; count: number } | undefined) => void;
+  /** Tags of these frames were taken in. */
+  onTags?: (first: number, count: number) => void;
+  /** The tags went back to what they were, and all comes again. */
+  onRestart?: () => void;
 }
 
 interface Deferred<T> {
@@ -76,7 +78,7 @@ export class StateChannel {
     let manifestBytes = 0;
     let isSettled = false;
     let device: Buffer | undefined;
-    const { manifest, onTags } = options;
+    const { manifest, onTags, onRestart } = options;
     this.#manifest = manifest;
     // What this host knew by itself. An end is checked against the whole table: tags of later rounds must not be in it.
     const before = Uint8Array.from(manifest.tags);
@@ -92,7 +94,7 @@ export class StateChannel {
       manifest.tags.set(before);
       manifest.touch(0, manifest.frames);
       isTouched = false;
-      onTags?.(undefined);
+      onRestart?.();
     };
     this.#pages = new ReconnectingPages({
       connect: (handlers, signal) => connectPages({ ...options, channel: 'state', handlers, signal }),
@@ -100,8 +102,7 @@ export class StateChannel {
         onTags: (payload, first) => {
           if (isSettled) return;
           isTouched = true;
-          const count = decodeTags(payload, first, manifest);
-          onTags?.({ first, count });
+          decodeTags(payload, first, manifest, onTags);
           manifestBytes += payload.length;
         },
         onManifestEnd: (payload, frames) => {

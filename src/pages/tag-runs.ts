@@ -5,6 +5,7 @@
  *    kind   0 ZERO  count zero tags          nothing follows
  *           1 TAGS  count tags               count × 16 bytes
  *           2 SAME  one tag count times      16 bytes
+ *           3 LEFT  count tags stay as they are, where some were told before: nothing follows
  *
  * Little-endian. A guest's memory has long runs of zero pages, and now and then of one page repeated; what is neither
  * costs 16 bytes and its share of a header. Every sequence has exactly one coding that {@link encodeTagRuns} makes; the
@@ -13,7 +14,7 @@
 import { PagetideError } from '../errors.ts';
 import { TAG_BYTES } from './tags.ts';
 
-const Kind = { Zero: 0, Tags: 1, Same: 2 } as const;
+const Kind = { Zero: 0, Tags: 1, Same: 2, Left: 3 } as const;
 const HEADER_BYTES = 2;
 /** Tags that one run can hold. */
 const RUN_TAGS = 1 << 14;
@@ -67,6 +68,32 @@ export function writeTagRuns(tags: Uint8Array, first: number, count: number, out
   return writeLiteral(tags, literal, end, out, offset);
 }
 
+/**
+ * Codes the tags from index `first` up to `end` of which `changed` has a byte that is 1; the others stay as they were told.
+ * @param out room of {@link tagRunsLimit} bytes from `offset`
+ * @returns where it ends
+ */
+export function writeChangedTags(
+  tags: Uint8Array,
+  changed: Uint8Array,
+  first: number,
+  end: number,
+  out: Uint8Array,
+  offset: number,
+): number {
+  for (let at = first; at < end;) {
+    const isChanged = changed[at] === 1;
+    const next = changed.indexOf(isChanged ? 0 : 1, at);
+    const until = next < 0 ? end : Math.min(next, end);
+    if (isChanged) offset = writeTagRuns(tags, at, until - at, out, offset);
+    else
+      for (let left = at; left < until; left += RUN_TAGS)
+        offset = writeRun(Kind.Left, Math.min(RUN_TAGS, until - left), tags, left, 0, out, offset);
+    at = until;
+  }
+  return offset;
+}
+
 function writeLiteral(tags: Uint8Array, from: number, until: number, out: Uint8Array, offset: number): number {
   while (from < until) {
     const some = Math.min(RUN_TAGS, until - from);
@@ -99,9 +126,16 @@ function writeRun(
 
 /**
  * Decodes into `tags` from index `first`.
+ * @param wrote told of each run that was written; without it none may be left as it is
  * @throws PagetideError `PT_PROTOCOL` when `coded` is not the coding of exactly `count` tags; `tags` may be written in part
  */
-export function decodeTagRuns(coded: Uint8Array, tags: Uint8Array, first: number, count: number): void {
+export function decodeTagRuns(
+  coded: Uint8Array,
+  tags: Uint8Array,
+  first: number,
+  count: number,
+  wrote?: (first: number, count: number) => void,
+): void {
   const end = first + count;
   let at = first;
   let offset = 0;
@@ -111,14 +145,15 @@ export function decodeTagRuns(coded: Uint8Array, tags: Uint8Array, first: number
     offset += HEADER_BYTES;
     const kind = header >> 14;
     const runCount = (header & (RUN_TAGS - 1)) + 1;
-    if (kind > Kind.Same) throw malformed(`has a run of unknown kind ${kind}`);
+    if (kind === Kind.Left && wrote === undefined) throw malformed('leaves out what was never told');
     if (runCount > end - at) throw malformed(`holds more than ${count} tags`);
-    const tagBytes = kind === Kind.Zero ? 0 : kind === Kind.Same ? TAG_BYTES : runCount * TAG_BYTES;
+    const tagBytes = kind === Kind.Tags ? runCount * TAG_BYTES : kind === Kind.Same ? TAG_BYTES : 0;
     if (coded.length - offset < tagBytes) throw malformed('ends inside a run');
     const source = coded.subarray(offset, offset + tagBytes);
     if (kind === Kind.Zero) tags.fill(0, at * TAG_BYTES, (at + runCount) * TAG_BYTES);
     else if (kind === Kind.Tags) tags.set(source, at * TAG_BYTES);
-    else for (let i = 0; i < runCount; i++) tags.set(source, (at + i) * TAG_BYTES);
+    else if (kind === Kind.Same) for (let i = 0; i < runCount; i++) tags.set(source, (at + i) * TAG_BYTES);
+    if (kind !== Kind.Left) wrote?.(at, runCount);
     at += runCount;
     offset += tagBytes;
   }

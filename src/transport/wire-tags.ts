@@ -1,7 +1,7 @@
 /** Frames that carry a manifest: tags of consecutive frames, and its end. */
 import { PagetideError } from '../errors.ts';
 import { CHUNK_FRAMES, DIGEST_BYTES, type Manifest } from '../pages/manifest.ts';
-import { decodeTagRuns, tagRunsLimit, writeTagRuns } from '../pages/tag-runs.ts';
+import { decodeTagRuns, tagRunsLimit, writeChangedTags, writeTagRuns } from '../pages/tag-runs.ts';
 import {
   FrameType,
   HEADER_SIZE,
@@ -45,21 +45,47 @@ export function encodeChunks(manifest: Manifest, runs: ArrayLike<number>): Buffe
   return frames;
 }
 
+/**
+ * Tags of the frames that have a 1 in `changed`: those between them go without saying, at two bytes a gap, so that a page which the
+ * destination knows takes little more than its tag.
+ */
+export function encodeChangedTags(manifest: Manifest, changed: Uint8Array): Buffer[] {
+  const frames: Buffer[] = [];
+  for (let first = changed.indexOf(1); first >= 0;) {
+    const limit = Math.min(manifest.frames, first + WireLimit.tags);
+    const end = changed.lastIndexOf(1, limit - 1) + 1;
+    const frame = Buffer.allocUnsafe(HEADER_SIZE + COUNT_BYTES + tagRunsLimit(end - first));
+    const length = writeChangedTags(manifest.tags, changed, first, end, frame, HEADER_SIZE + COUNT_BYTES);
+    writeHeader(frame, 0, length - HEADER_SIZE, FrameType.Tags, 0, 0, first);
+    writeU32(frame, HEADER_SIZE, end - first);
+    frames.push(frame.subarray(0, length));
+    first = changed.indexOf(1, end);
+  }
+  return frames;
+}
+
 export function encodeManifestEnd(manifest: Manifest): Buffer {
   return encodeFrame(FrameType.ManifestEnd, 0, 0, manifest.frames, manifest.digest());
 }
 
 /**
- * Takes a Tags frame into `manifest`. Returns of how many frames.
+ * Takes a Tags frame into `manifest`.
+ * @param wrote told of the frames whose tags it has
  * @throws PagetideError `PT_PROTOCOL`
  */
-export function decodeTags(payload: Uint8Array, first: number, manifest: Manifest): number {
+export function decodeTags(
+  payload: Uint8Array,
+  first: number,
+  manifest: Manifest,
+  wrote?: (first: number, count: number) => void,
+): void {
   const count = readU32(payload, 0);
   if (count < 1 || count > WireLimit.tags || first + count > manifest.frames)
     throw protocolError(`tags of frames ${first} … ${first + count}: the guest has ${manifest.frames}`);
-  decodeTagRuns(payload.subarray(COUNT_BYTES), manifest.tags, first, count);
-  manifest.touch(first, count);
-  return count;
+  decodeTagRuns(payload.subarray(COUNT_BYTES), manifest.tags, first, count, (at, some) => {
+    manifest.touch(at, some);
+    wrote?.(at, some);
+  });
 }
 
 /** @throws PagetideError `PT_PROTOCOL` when `manifest` is not the one that the source means */

@@ -1,6 +1,13 @@
 import fc from 'fast-check';
 import t from 'tap';
-import { decodeTagRuns, encodeTagRuns, isZeroTag, sameTag, tagRunsLimit } from '../../src/pages/tag-runs.ts';
+import {
+  decodeTagRuns,
+  encodeTagRuns,
+  isZeroTag,
+  sameTag,
+  tagRunsLimit,
+  writeChangedTags,
+} from '../../src/pages/tag-runs.ts';
 import { TAG_BYTES } from '../../src/pages/tags.ts';
 
 /** Tables as memory has them: runs of zero, of one tag, of different ones. `few`: how many different tags there are. */
@@ -35,6 +42,27 @@ void t.test('any table survives coding, within the limit', (t) => {
   t.end();
 });
 
+void t.test('what has not changed is left as it is, and costs two bytes a gap', (t) => {
+  fc.assert(
+    fc.property(table, fc.infiniteStream(fc.nat({ max: 7 })), (tags, dice) => {
+      const count = tags.length / TAG_BYTES;
+      const changed = Uint8Array.from({ length: count }, () => (dice.next().value! < 2 ? 1 : 0));
+      const out = Buffer.alloc(tagRunsLimit(count) + 2);
+      const coded = out.subarray(0, writeChangedTags(tags, changed, 0, count, out, 0));
+      const before = new Uint8Array(tags.length).fill(9);
+      const decoded = Uint8Array.from(before);
+      const wrote = new Uint8Array(count);
+      decodeTagRuns(coded, decoded, 0, count, (first, some) => wrote.fill(1, first, first + some));
+      if (Buffer.compare(wrote, changed) !== 0) return false;
+      for (let at = 0; at < count; at++) if (!sameTag(decoded, at, changed[at] === 1 ? tags : before, at)) return false;
+      const one = changed.indexOf(1);
+      const isAlone = one >= 0 && one === changed.lastIndexOf(1) && one > 0 && one < count - 1;
+      return !isAlone || coded.length === 3 * 2 + (isZeroTag(tags, one) ? 0 : TAG_BYTES);
+    }),
+  );
+  t.end();
+});
+
 void t.test('what repeats is cheap', (t) => {
   t.equal(encodeTagRuns(new Uint8Array(512 * TAG_BYTES), 0, 512).length, 2, 'a chunk of zero pages');
   t.equal(encodeTagRuns(new Uint8Array(512 * TAG_BYTES).fill(3), 0, 512).length, 18, 'a chunk of one page');
@@ -63,7 +91,7 @@ void t.test('garbage is refused, and never writes outside its place', (t) => {
     ['too few', [1, 0]],
     ['too many', [4, 0]],
     ['half a header', [3]],
-    ['unknown kind', [3, 0xc0]],
+    ['what was never told is left out', [3, 0xc0]],
     ['half a tag', [3, 0x80, 1, 2]],
     ['nothing', []],
     ['goes on', [3, 0, 0, 0]],

@@ -5,6 +5,7 @@ import { TAG_BYTES } from '../../src/pages/tags.ts';
 import {
   checkManifestEnd,
   decodeTags,
+  encodeChangedTags,
   encodeChunks,
   encodeManifestEnd,
   encodeTags,
@@ -55,6 +56,34 @@ void t.test('a manifest arrives whole, in chunks and patches, however the stream
     ),
     { numRuns: 60 },
   );
+  t.end();
+});
+
+void t.test('frames that changed, however far apart', (t) => {
+  const from = manifest(60_000, 7);
+  const to = new Manifest(60_000);
+  to.tags.set(from.tags);
+  const changed = new Uint8Array(60_000);
+  // at the ends, in one piece over the bounds of a frame of tags, far apart, alone
+  for (const [first, count] of [
+    [0, 1],
+    [5, 20_000],
+    [40_000, 3],
+    [59_999, 1],
+  ] as const) {
+    changed.fill(1, first, first + count);
+    from.tags.fill(first & 255, first * TAG_BYTES, (first + count) * TAG_BYTES);
+    from.touch(first, count);
+  }
+  const sent = encodeChangedTags(from, changed);
+  t.equal(sent.length, 4);
+  t.ok(receive([...sent, encodeManifestEnd(from)], to, 4096).ended);
+  t.same(to.tags, from.tags);
+  t.same(encodeChangedTags(from, new Uint8Array(60_000)), [], 'nothing has changed');
+  const sparse = new Uint8Array(60_000);
+  for (let frame = 0; frame < 60_000; frame += 100) sparse[frame] = 1;
+  const bytes = encodeChangedTags(from, sparse).reduce((sum, { length }) => sum + length, 0);
+  t.ok(bytes / 600 < 20.5, `${bytes / 600} bytes a frame that changed alone`);
   t.end();
 });
 
