@@ -131,7 +131,8 @@ export interface Vmm {
   drained?(work: () => void): Promise<void>;
   /**
    * Stops the guest, its I/O included, and writes everything but its RAM to `sink`, which it ends; where that fails `sink` is destroyed with
-   * the reason. The guest can be resumed afterwards, and {@link resume} ends a departure that is under way.
+   * the reason. The guest can be resumed afterwards, and {@link resume} ends a departure that is under way. Much of it may be written before
+   * the guest stops (video memory): a sink that does not take it keeps the guest running.
    */
   depart(sink: Writable): Departure;
   /** Gets ready to take a state, while nobody waits for that. Idempotent; {@link loadState} makes up for it. */

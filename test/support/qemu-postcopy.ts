@@ -57,6 +57,9 @@ async function fill(session: FaultSession, files: PagerData['files']): Promise<v
   }
 }
 
+/** More than any device state here. */
+const STATE_BYTES = 64 << 20;
+
 /** Moves the guest; it runs at the destination when this resolves, every page there. The source stays paused. */
 export async function moveByPostCopy(t: Test, source: QemuVmm): Promise<Moved> {
   const vmm = endAfter(t, await qemuDriver.prepare(await makePlace(t, 'there'), source.record.description));
@@ -79,7 +82,8 @@ export async function moveByPostCopy(t: Test, source: QemuVmm): Promise<Moved> {
   const exited = once(worker, 'exit');
   await Promise.race([once(worker, 'message'), failed]);
   try {
-    const stream = new PassThrough();
+    // QEMU sends its video memory before it stops the guest: somebody has to take it, and nobody reads yet
+    const stream = new PassThrough({ highWaterMark: STATE_BYTES });
     const departure = source.depart(stream);
     const stopped = await departure.stopped;
     markHoles(session, files); // before anything can fault: the state is not loaded yet
