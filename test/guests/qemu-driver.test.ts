@@ -126,6 +126,21 @@ void t.test('a guest pauses, gives its state twice, goes on, and arrives elsewhe
   t.equal(await vmm.status(), 'running');
   await vmm.selfCheck!.nextBeat(10_000);
 
+  // one that its operator stops while it still sends what goes before: it is not moved, and stays as it is
+  let begin = (): void => undefined;
+  const begun = new Promise<void>((resolve) => (begin = resolve));
+  const halfWay = vmm.depart(new Writable({ highWaterMark: 1, write: () => begin() }));
+  await begun;
+  const turnedDown = [
+    t.rejects(halfWay.stopped, { code: 'PT_GUEST_STATE' }, 'it was stopped by somebody else meanwhile'),
+    t.rejects(halfWay.saved, { code: 'PT_GUEST_STATE' }),
+  ];
+  await vmm.pause();
+  await Promise.all(turnedDown);
+  t.equal(await vmm.status(), 'paused');
+  await vmm.resume();
+  await vmm.selfCheck!.nextBeat(10_000);
+
   const second = collector();
   await vmm.depart(second.sink).saved;
   const beats = (await vmm.stats())!.heartbeats!;

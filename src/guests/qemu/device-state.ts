@@ -10,6 +10,9 @@
  *   migrate ─► setup, ROMs ─► STOP ─► I/O drained ─► pre-switchover ── migrate-continue ─► devices ─► completed
  *                                                    ▲ halted                                        ▲ saved
  *
+ * An operator may stop the guest before QEMU does: then it is not moved, as it would run at the destination, and stays as it is. The run state that
+ * goes with a STOP tells the two apart.
+ *
  * STOP comes *before* the I/O is drained: DMA may be under way then. `pre-switchover` comes after (`pause-before-switchover`).
  * A migration that fails or is cancelled lets a guest that it had stopped run on, QEMU does that by itself. One that has completed never does,
  * and only then is the state whole: so no guest runs here of which the destination may have got the state.
@@ -33,9 +36,12 @@ export interface StateOptions {
  * - late-block-activate: a destination takes the disks with `cont`, not when the state is loaded: until ownership has
  *   passed they are the source's.
  * - events: MIGRATION events tell the end, so that nobody has to ask again and again within the downtime.
- * - pause-before-switchover: see above. Of the source.
  */
-const CAPABILITIES = ['x-ignore-shared', 'late-block-activate', 'events', 'pause-before-switchover'];
+const CAPABILITIES = ['x-ignore-shared', 'late-block-activate', 'events'];
+/** Of a source: see above. */
+const SOURCE_CAPABILITIES = [...CAPABILITIES, 'pause-before-switchover'];
+/** Run states of a guest that its own migration has stopped; and one that has been let run again is none that is stopped. */
+const STOPPED_BY_MIGRATION: readonly string[] = ['finish-migrate', 'postmigrate', 'running'];
 
 /** Bytes a second. The default, 128 MiB/s, would make video memory cost downtime. */
 const BANDWIDTH = 2 ** 40;
@@ -45,15 +51,15 @@ const POLL_MS = 20;
 /** A migration that was cancelled has ended by then, or the next command tells that it has not. Milliseconds. */
 const CANCEL_MS = 2_000;
 
-/** Sets migration capabilities to exactly ours, and returns what sets them back. */
-async function configure(qmp: QmpClient): Promise<() => Promise<void>> {
+/** Sets migration capabilities to exactly these, and returns what sets them back. */
+async function configure(qmp: QmpClient, wanted: readonly string[]): Promise<() => Promise<void>> {
   type Capability = { capability: string; state: boolean };
   type Parameters = { 'max-bandwidth': number };
   const [before, parameters] = (await Promise.all([
     qmp.execute('query-migrate-capabilities'),
     qmp.execute('query-migrate-parameters'),
   ])) as [Capability[], Parameters];
-  const differ = before.filter(({ capability, state }) => CAPABILITIES.includes(capability) !== state);
+  const differ = before.filter(({ capability, state }) => wanted.includes(capability) !== state);
   const set = async (capabilities: Capability[], bandwidth: number) => {
     if (capabilities.length > 0) await qmp.execute('migrate-set-capabilities', { capabilities });
     await qmp.execute('migrate-set-parameters', { 'max-bandwidth': bandwidth });
@@ -80,6 +86,31 @@ function watchMigration(qmp: QmpClient): { halted: Promise<true>; ended: Promise
   return { halted, ended, stop };
 }
 
+/** Rejects with `PT_GUEST_STATE` when the guest is stopped by somebody else than its migration. */
+function intrusion(qmp: QmpClient): { intruded: Promise<never>; stop: () => void } {
+  let tell: (error: PagetideError) => void;
+  const intruded = new Promise<never>((_, reject) => (tell = reject));
+  intruded.catch(() => undefined); // it is raced, and usually loses
+  const stop = qmp.onEvent(({ event }) => {
+    if (event !== 'STOP') return;
+    // Sent at once, so answered before anything that follows is told.
+    runState(qmp).then(
+      (state) => {
+        if (!STOPPED_BY_MIGRATION.includes(state)) tell(stoppedByOthers());
+      },
+      () => undefined, // the monitor is lost: that is told elsewhere
+    );
+  });
+  return { intruded, stop };
+}
+
+/** Why a guest does not leave. */
+export function stoppedByOthers(): PagetideError {
+  return new PagetideError('PT_GUEST_STATE', 'the guest was stopped by somebody else', {
+    hint: 'Let it run, and migrate it again.',
+  });
+}
+
 /** See {@link saveDeviceState}. Its promises may reject unheard. */
 export interface Saving {
   /** The guest stands still, its I/O included. */
@@ -95,25 +126,26 @@ export interface Saving {
 /**
  * Stops a guest that runs, and writes its device state to `sink`, which is ended only when QEMU says that the state is complete; else
  * `sink` is destroyed. Guest RAM isn't changed, and `cont` lets the guest go on afterwards, whatever came of this.
- * A guest that stands still already is saved as it is.
+ * The guest has to run when this is called.
  *
- * `saved` rejects with PT_GUEST_STATE: its state was saved and it has not run since; PT_VMM_FAILED, PT_VMM_TIMEOUT, PT_CANCELLED
+ * Both reject with PT_GUEST_STATE: it was stopped by somebody else; PT_VMM_FAILED, PT_VMM_TIMEOUT, PT_CANCELLED
  */
 export function saveDeviceState(qmp: QmpClient, path: string, sink: Writable, options: StateOptions): Saving {
   const abandoned = new AbortController();
   const signal = AbortSignal.any([AbortSignal.timeout(options.timeoutMs), abandoned.signal]);
   const migration = watchMigration(qmp);
+  const { intruded, stop } = intrusion(qmp);
   const halted = migration.halted.then(() => undefined);
-  const work = save(qmp, path, sink, signal, migration);
+  const work = save(qmp, path, sink, signal, migration, intruded);
   const saved = work.then(({ error }) => {
     if (error !== undefined) throw error;
   });
   const failed = saved.then(() => halted); // where it fails before it stands still
   for (const promise of [saved, failed]) promise.catch(() => undefined);
   return {
-    halted: Promise.race([halted, failed]),
+    halted: Promise.race([intruded, halted, failed]),
     saved,
-    over: work.then(({ undo }) => undo),
+    over: work.then(({ undo }) => undo).finally(stop),
     abandon: () => abandoned.abort(),
   };
 }
@@ -124,14 +156,16 @@ async function save(
   sink: Writable,
   signal: AbortSignal,
   { halted, ended, stop }: ReturnType<typeof watchMigration>,
+  intruded: Promise<never>,
 ): Promise<{ error?: PagetideError; undo: Promise<void> }> {
   const server = createServer();
   let reset: (() => Promise<void>) | undefined;
   let socket: Socket | undefined;
-  const gone = lost(qmp, signal);
+  const gone = Promise.race([lost(qmp, signal), intruded]);
+  gone.catch(() => undefined);
   try {
     const { connected } = await listen(server, path);
-    reset = await configure(qmp);
+    reset = await configure(qmp, SOURCE_CAPABILITIES);
     await qmp.execute('migrate', { uri: `unix:${path}` });
     const failed = ended.then((end) =>
       end === 'completed' ? undefined : Promise.reject(new PagetideError('PT_VMM_FAILED', end)),
@@ -225,7 +259,7 @@ export async function expectDeviceState(qmp: QmpClient, path: string): Promise<S
   if (status !== 'inmigrate')
     throw new PagetideError('PT_GUEST_STATE', `the VMM does not wait for a state, it is ${status}`);
   await rm(path, { force: true });
-  await configure(qmp);
+  await configure(qmp, CAPABILITIES);
   await qmp.execute('migrate-incoming', { uri: `unix:${path}` });
   const socket = connect(path);
   try {

@@ -21,7 +21,7 @@ import { endProcess, isAlive, watchProcess, type ProcessWatch } from '../process
 import { trackingOf, type WriteTracking } from '../tracking.ts';
 import { assertSafe } from './allow-list.ts';
 import { wasMadeWithBalloon, whyPreCopyOnly } from './balloon.ts';
-import { expectDeviceState, loadDeviceState, saveDeviceState, type Saving } from './device-state.ts';
+import { expectDeviceState, loadDeviceState, saveDeviceState, stoppedByOthers, type Saving } from './device-state.ts';
 import { collectInventory } from './inventory.ts';
 import { findRegions } from './memory-map.ts';
 import { QmpClient } from './qmp.ts';
@@ -254,7 +254,7 @@ export class QemuVmm implements Vmm {
       if (this.#stopped !== undefined) return this.#stopped;
       // QEMU tells of a STOP only where the guest ran
       abandon();
-      throw stoodStill();
+      throw stoppedByOthers();
     });
     const saved = begun.then((saving) => saving.saved);
     for (const promise of [stopped, saved]) promise.catch(() => undefined);
@@ -264,7 +264,7 @@ export class QemuVmm implements Vmm {
   async #save(sink: Writable): Promise<Saving> {
     const qmp = await this.#monitor();
     // one whose state was saved already must run before that is done again: its disks are let go of
-    if ((await this.#runState()) !== 'running') throw stoodStill();
+    if ((await this.#runState()) !== 'running') throw stoppedByOthers();
     this.#stopped = undefined;
     return saveDeviceState(qmp, this.#local.state, sink, { timeoutMs: STATE_MS });
   }
@@ -343,12 +343,6 @@ export class QemuVmm implements Vmm {
     this.#qmp?.close();
     this.selfCheck?.close();
   }
-}
-
-function stoodStill(): PagetideError {
-  return new PagetideError('PT_GUEST_STATE', 'the guest was stopped by somebody else', {
-    hint: 'Let it run, and migrate it again.',
-  });
 }
 
 /** Removes what a dead QEMU leaves: memory files that we made, and sockets in its folder. The log stays. */
