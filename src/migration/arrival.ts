@@ -211,11 +211,11 @@ export class Arrival {
 
   /**
    * The first of what the source tells is here, and the guest runs there still: makes of it what {@link serve} would have to, but for
-   * what is told later. Not where rounds come.
+   * what is told later. Not where rounds come. On a connection that comes late all may be told at once, and be served already: then this
+   * does nothing, as frames are no longer this one's to set.
    */
   begin(): void {
-    this.#names.begin();
-    this.#takeZeros([0, this.#names.manifest.frames]);
+    if (this.#names.begin()) this.#takeZeros([0, this.#names.manifest.frames]);
   }
 
   /** Nothing is served yet, and nothing asked for: which frames are zero may change back and forth. */

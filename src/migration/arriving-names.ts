@@ -86,6 +86,7 @@ export class ArrivingNames {
   readonly #told: Manifest | undefined;
   /** A byte a frame, 1: its tag was told after {@link begin}. Undefined: nothing was made of the tags yet. */
   #since: Uint8Array | undefined;
+  #isSettled = false;
   #closed = false;
 
   private constructor(path: string, frames: number, { key, shared }: GuestKey, rounds: boolean) {
@@ -228,11 +229,13 @@ export class ArrivingNames {
 
   /**
    * Of a manifest that is told as it is used, without rounds: makes of it what {@link settle} would have to, but for what is told later.
-   * Nobody may use that before. Repeatable.
+   * @returns false, and nothing is done, once it is settled: it is in use then
    */
-  begin(): void {
+  begin(): boolean {
+    if (this.#isSettled || this.#closed) return false;
     this.#rings.link();
     this.#since = new Uint8Array(this.manifest.frames);
+    return true;
   }
 
   /** Tags of these frames were told. */
@@ -250,6 +253,7 @@ export class ArrivingNames {
    * @returns frames, [first, count, …], of which tags were told since {@link begin}; undefined: of all
    */
   settle(): number[] | undefined {
+    this.#isSettled = true;
     const since = this.#since;
     if (since === undefined) {
       this.#rings.link();

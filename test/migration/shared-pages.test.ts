@@ -304,3 +304,35 @@ void t.test('a chunk that is known is taken only where its length fits', (t) => 
   t.ok(names.manifest.tags.subarray(0, CHUNK_FRAMES * TAG_BYTES).every((byte) => byte === 0));
   t.end();
 });
+
+void t.test('what is in use is not begun with again', (t) => {
+  const key = { key: new DomainKey(Buffer.alloc(32, 1)), shared: undefined };
+  const names = ArrivingNames.create(join(scratch(t), 'tags'), 40, key);
+  const { tags } = names.manifest;
+  tags.fill(3, 0, 2 * TAG_BYTES);
+  t.equal(names.begin(), true);
+  t.equal(names.begin(), true, 'it may be repeated until then');
+  tags.fill(3, 4 * TAG_BYTES, 5 * TAG_BYTES);
+  names.noteTold(4, 1);
+  names.noteTold(7, 2);
+  t.same(names.settle(), [4, 1, 7, 2], 'what was told since');
+  const rings = names.spec.next.slice();
+  t.same(
+    [0, 1, 4].map((frame) => new Set([frame, rings[frame], rings[rings[frame]!]]).size),
+    [3, 3, 3],
+    'one ring',
+  );
+  t.equal(names.begin(), false);
+  t.same(names.spec.next, rings);
+  names.close();
+  const other = ArrivingNames.create(join(scratch(t), 'tags'), 40, {
+    key: new DomainKey(Buffer.alloc(32, 1)),
+    shared: undefined,
+  });
+  other.begin();
+  other.forgetTold();
+  t.equal(other.settle(), undefined, 'all came again');
+  other.close();
+  t.equal(other.begin(), false);
+  t.end();
+});
