@@ -1,5 +1,5 @@
 /** A guest's memory as the page server's thread holds it while a migration is under way. */
-import { PagetideError } from '../errors.ts';
+import { asPagetideError, PagetideError } from '../errors.ts';
 import { MemoryFiles } from './memory-file.ts';
 import { Counter, type Offer } from './server-messages.ts';
 import type { OwnedStream, StreamOwner } from './stream-owner.ts';
@@ -85,7 +85,15 @@ export class LiveOffer implements StreamOwner {
   pushState(chunk: Uint8Array): void {
     this.#checkState();
     this.#state ??= new StateEncoder();
-    this.#append(this.#state.encode(chunk));
+    let frames: Buffer[];
+    try {
+      frames = this.#state.encode(chunk);
+    } catch (error) {
+      // pieces that follow may be on their way already, and its end: without this one there is no state
+      this.abortState(asPagetideError(error));
+      throw error;
+    }
+    this.#append(frames);
   }
 
   endState(): void {
