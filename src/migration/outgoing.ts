@@ -440,6 +440,7 @@ export class OutgoingMigration extends MachineRunner<SourceState, SourceEvent, S
         this.onVmm(
           async () => {
             this.#memory.leave();
+            this.#memory.untrack(); // while there is a VMM: its answer to the take-over may have been lost
             await this.#host.release(this.state.guest, this.#vmm, this.details.vmm);
             return { type: 'vmm-released' };
           },
