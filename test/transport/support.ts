@@ -10,7 +10,7 @@ import {
   type PageHandlers,
 } from '../../src/transport/page-client.ts';
 import { PageServer, type PageServerOptions } from '../../src/transport/page-server.ts';
-import type { Channel } from '../../src/transport/wire.ts';
+import { FrameDecoder, type Channel, type FrameType, type Reader } from '../../src/transport/wire.ts';
 
 export const PAGE = 4096;
 export const TOKEN = 'the-secret-of-this-test-0123456789';
@@ -151,4 +151,23 @@ export class PageCollector {
 /** Waits until something is so. Looks once a millisecond: spinning would take the core that the page server needs. */
 export async function until(condition: () => boolean): Promise<void> {
   while (!condition()) await new Promise((resolve) => setTimeout(resolve, 1));
+}
+
+export interface Frame {
+  type: FrameType;
+  flags: number;
+  stream: number;
+  argument: number;
+  payload: Buffer;
+}
+
+/** What the other side makes of a frame that comes in two pieces. */
+export function receive(reader: Reader, bytes: Buffer, cut: number): Frame {
+  const got: Frame[] = [];
+  const decoder = new FrameDecoder(reader, PAGE, (type, flags, stream, argument, buffer, offset, length) => {
+    got.push({ type, flags, stream, argument, payload: Buffer.from(buffer.subarray(offset, offset + length)) });
+  });
+  decoder.feed(bytes.subarray(0, cut));
+  decoder.feed(bytes.subarray(cut));
+  return got[0]!;
 }

@@ -4,29 +4,11 @@ import { compressSync } from 'lz4-napi';
 import t from 'tap';
 import { native } from '../../src/memory/native.ts';
 import { decodeDeltaRequest, decodeDeltas, encodeDeltaRequest, encodeDeltas } from '../../src/transport/wire-deltas.ts';
-import { FrameDecoder, FrameFlag, FrameType, HEADER_SIZE, WireLimit } from '../../src/transport/wire.ts';
+import { FrameFlag, FrameType, HEADER_SIZE, WireLimit } from '../../src/transport/wire.ts';
+import { receive } from './support.ts';
 
 const PAGE = 4096;
 const PROTOCOL = { code: 'PT_PROTOCOL' };
-
-interface Frame {
-  type: FrameType;
-  flags: number;
-  stream: number;
-  argument: number;
-  payload: Buffer;
-}
-
-/** What the other side makes of a frame that comes in two pieces. */
-function receive(reader: 'server-fill' | 'client-fill', bytes: Buffer, cut: number): Frame {
-  const got: Frame[] = [];
-  const decoder = new FrameDecoder(reader, PAGE, (type, flags, stream, argument, buffer, offset, length) => {
-    got.push({ type, flags, stream, argument, payload: Buffer.from(buffer.subarray(offset, offset + length)) });
-  });
-  decoder.feed(bytes.subarray(0, cut));
-  decoder.feed(bytes.subarray(cut));
-  return got[0]!;
-}
 
 void t.test('a request comes as it was sent', (t) => {
   fc.assert(

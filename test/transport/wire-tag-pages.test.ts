@@ -12,28 +12,10 @@ import {
   isSet,
   set,
 } from '../../src/transport/wire-tag-pages.ts';
-import { FrameDecoder, FrameFlag, FrameType, HEADER_SIZE, WireLimit } from '../../src/transport/wire.ts';
+import { FrameFlag, FrameType, HEADER_SIZE, WireLimit } from '../../src/transport/wire.ts';
+import { receive } from './support.ts';
 
 const PROTOCOL = { code: 'PT_PROTOCOL' };
-
-interface Frame {
-  type: FrameType;
-  flags: number;
-  stream: number;
-  argument: number;
-  payload: Buffer;
-}
-
-/** What the other side makes of a frame that comes in two pieces. */
-function receive(reader: 'server-tags' | 'client-tags', bytes: Buffer, cut: number): Frame {
-  const got: Frame[] = [];
-  const decoder = new FrameDecoder(reader, TAG_PAGE, (type, flags, stream, argument, buffer, offset, length) => {
-    got.push({ type, flags, stream, argument, payload: Buffer.from(buffer.subarray(offset, offset + length)) });
-  });
-  decoder.feed(bytes.subarray(0, cut));
-  decoder.feed(bytes.subarray(cut));
-  return got[0]!;
-}
 
 void t.test('requests, and what is there, come as they were sent', (t) => {
   fc.assert(
