@@ -105,6 +105,10 @@ export const ERROR_CODES = {
   PT_PEER_FAILED: { status: 502, hint: 'The cause is the other agent’s own error.' },
   PT_PROTOCOL: { status: 400, hint: 'Both agents must speak the same protocol version; upgrade the older one.' },
   PT_UNAUTHORIZED: { status: 401, hint: 'Page streams open only to the agent that takes part in the migration.' },
+  PT_SUPERSEDED: {
+    status: 409,
+    hint: 'Two agents have one name: give each its own. If it is one agent whose clock was set back: start it with a later epoch.',
+  },
   PT_TOO_SOON: { status: 429, hint: 'Ask again after a second.' },
   PT_IN_DOUBT: { status: 503, hint: 'The guest stays paused until both hosts have talked; restore the connection.' },
   PT_CANCELLED: { status: 409, hint: 'The migration was cancelled; the guest goes on at the source.' },
