@@ -24,7 +24,7 @@ export class FillBudget {
   isOpen(): boolean {
     if (this.#bandwidth === 0) return true;
     const now = performance.now();
-    this.#left = Math.min(this.#bandwidth / 10, this.#left + ((now - this.#at) * this.#bandwidth) / 1000);
+    this.#left = refill(this.#left, now - this.#at, this.#bandwidth);
     this.#at = now;
     return this.#left >= 0;
   }
@@ -34,4 +34,14 @@ export class FillBudget {
     if (this.#bandwidth === 0) return;
     for (let i = 1; i < runs.length; i += 2) this.#left -= runs[i]! * pageSize;
   }
+}
+
+/**
+ * What is left of a budget after `elapsed` milliseconds, in bytes: a tenth of a second's worth at most.
+ *
+ * @param left bytes; negative: asked for beyond the limit
+ * @param bandwidth bytes a second
+ */
+export function refill(left: number, elapsed: number, bandwidth: number): number {
+  return Math.min(bandwidth / 10, left + (elapsed * bandwidth) / 1000);
 }
