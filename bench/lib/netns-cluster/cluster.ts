@@ -20,6 +20,8 @@ export interface ClusterOptions {
   /** Of each link, bits a second, each way; see {@link createNetwork}. On loopback no more than the limit of each arrival's fill. */
   rate?: number;
   burst?: number;
+  /** See NetworkOptions. */
+  offload?: boolean;
   /** Bytes of each agent's cache. Default: none. */
   cache?: number;
   /** No namespaces: agents on loopback, as any user. */
@@ -52,7 +54,7 @@ export async function startCluster(
   options: ClusterOptions,
   early: (closing: { close(): void }) => void = () => undefined,
 ): Promise<NetnsCluster> {
-  const { hosts: count, rate, burst, loopback = false } = options;
+  const { hosts: count, rate, burst, offload = false, loopback = false } = options;
   if (!Number.isInteger(count) || count < 1 || count > MOST_HOSTS)
     throw new PagetideError('PT_BAD_ARGUMENT', `${count} hosts: 1 to ${MOST_HOSTS}`);
   const name = newName();
@@ -69,7 +71,7 @@ export async function startCluster(
   early({ close });
   try {
     mkdirSync(folder, { mode: 0o700 });
-    const link = { ...(rate === undefined ? {} : { rate }), ...(burst === undefined ? {} : { burst }) };
+    const link = { offload, ...(rate === undefined ? {} : { rate }), ...(burst === undefined ? {} : { burst }) };
     const network = loopback ? undefined : createNetwork({ hosts: count, name, ...link });
     const authority = await makeAuthority();
     const hosts: ClusterAgent[] = [];
