@@ -184,9 +184,10 @@ export class Reporter {
 
   async #run(): Promise<void> {
     let ms = this.#random() * this.#settings.intervalMs;
-    while (!this.#stopped) {
+    for (;;) {
       await delay(ms, undefined, { signal: this.#stop.signal }).catch(() => undefined);
-      if (!this.#stopped) ms = await this.step();
+      if (this.#stopped) return;
+      ms = await this.step();
     }
   }
 

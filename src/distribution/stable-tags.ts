@@ -56,23 +56,8 @@ export class StableTags {
     const anew = manifest !== this.#compared;
     if (anew) this.#take(manifest);
     this.#begun = [Math.floor(this.#now()), ...this.#begun.slice(0, this.#passes)];
-    const { frames } = manifest;
-    const words = frames >>> 2;
-    const changes = new Uint32Array(changed.buffer, changed.byteOffset, words);
-    const waits = new Uint32Array(this.#toGo.buffer, 0, words);
-    let work = 0;
-    let looked = 0;
-    for (let first = 0; first < frames; first += 4) {
-      const word = first >>> 2;
-      // the last few are no whole word
-      if (!anew && word < words && (changes[word]! | waits[word]!) === 0) continue;
-      const end = Math.min(frames, first + 4);
-      for (let frame = first; frame < end; frame++) {
-        if (anew || changed[frame] === 1 ? this.#changed(frame, changed) : this.#waited(frame)) work++;
-      }
-      if (work < PIECE && first - looked < PIECE_LOOKED) continue;
-      work = 0;
-      looked = first;
+    for (let first = 0; first < manifest.frames;) {
+      first = this.#piece(first, changed, anew);
       yield;
       // the guest is gone, or another watch has told
       if (this.#manifest !== manifest) return;
@@ -102,6 +87,26 @@ export class StableTags {
     this.#compared = undefined;
     // a manifest's table begins at a whole page of its own
     this.#words = new Uint32Array(tags.buffer, tags.byteOffset, frames * TAG_WORDS);
+  }
+
+  /** A piece of a pass, from a frame that is a multiple of four; returns where the next one begins. Allocates nothing but for entries. */
+  #piece(from: number, changed: Uint8Array, anew: boolean): number {
+    const toGo = this.#toGo;
+    const frames = toGo.length;
+    const words = frames >>> 2;
+    const changes = new Uint32Array(changed.buffer, changed.byteOffset, words);
+    const waits = new Uint32Array(toGo.buffer, 0, words);
+    const until = Math.min(frames, from + PIECE_LOOKED);
+    let first = from;
+    for (let work = 0; first < until && work < PIECE; first += 4) {
+      const word = first >>> 2;
+      // the last few are no whole word
+      if (!anew && word < words && (changes[word]! | waits[word]!) === 0) continue;
+      const end = Math.min(frames, first + 4);
+      for (let frame = first; frame < end; frame++)
+        if (anew || changed[frame] === 1 ? this.#changed(frame, changed) : this.#waited(frame)) work++;
+    }
+    return first;
   }
 
   /** Whether it did anything. */

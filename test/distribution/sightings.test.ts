@@ -20,7 +20,7 @@ function told(sightings: Sightings, most = MOST, domain = 'shop') {
     ]);
 }
 
-void t.test('a page is stable after three passes that saw it unchanged, and out with its first change', async (t) => {
+void t.test('a page is stable after three passes that saw it unchanged, and out with its first change', (t) => {
   const clock = { now: 100 };
   const sightings = new Sightings({ clock: () => clock.now });
   const guest = new SeenGuest(7);
@@ -56,9 +56,10 @@ void t.test('a page is stable after three passes that saw it unchanged, and out 
   t.same(told(sightings), [['a', [1], [], false]]);
   t.equal(sightings.stableTags('nobody'), undefined);
   for (const passes of [0, 1.5, 201]) t.throws(() => new Sightings({ passes }), { code: 'PT_BAD_ARGUMENT' });
+  t.end();
 });
 
-void t.test('another watch of the guest: what is the same stays', async (t) => {
+void t.test('another watch of the guest: what is the same stays', (t) => {
   const sightings = new Sightings({ passes: 1 });
   const guest = new SeenGuest(6);
   for (let frame = 0; frame < 6; frame++) guest.write(frame, frame);
@@ -70,9 +71,10 @@ void t.test('another watch of the guest: what is the same stays', async (t) => {
   t.same(told(sightings), [['a', [], [5], false]]);
   pass(sightings, 'a', guest);
   t.same(told(sightings), [['a', [7], [], false]]);
+  t.end();
 });
 
-void t.test('a guest that leaves, comes back, or changes its domain', async (t) => {
+void t.test('a guest that leaves, comes back, or changes its domain', (t) => {
   const sightings = new Sightings({ passes: 1 });
   const guest = new SeenGuest(3);
   guest.write(0, 1);
@@ -113,9 +115,10 @@ void t.test('a guest that leaves, comes back, or changes its domain', async (t) 
   sightings.gone('a');
   sightings.untell('bank');
   t.equal(sightings.stats().bytes, 0, 'nobody is to be told any more');
+  t.end();
 });
 
-void t.test('batches: bounded, in turns, each difference once; anew tells all', async (t) => {
+void t.test('batches: bounded, in turns, each difference once; anew tells all', (t) => {
   const sightings = new Sightings({ passes: 1 });
   const frames = 10_000;
   const guests = ['a', 'b', 'c'].map((name, g) => {
@@ -146,9 +149,10 @@ void t.test('batches: bounded, in turns, each difference once; anew tells all', 
     sightings.untell('shop');
     t.same([...sightings.holding('shop', tagsOf(7000))], [0]);
   }
+  t.end();
 });
 
-void t.test('as the naive way', async (t) => {
+void t.test('as the naive way', (t) => {
   const frames = 11;
   const step = fc.oneof(
     { weight: 6, arbitrary: fc.record({ frame: fc.nat(frames - 1), page: fc.option(fc.nat(5), { nil: undefined }) }) },
@@ -156,8 +160,8 @@ void t.test('as the naive way', async (t) => {
     { weight: 2, arbitrary: fc.record({ take: fc.integer({ min: 1, max: 4 }) }) },
     { weight: 1, arbitrary: fc.constantFrom('anew' as const, 'gone' as const, 'untell' as const) },
   );
-  await fc.assert(
-    fc.asyncProperty(fc.array(step, { maxLength: 120 }), fc.integer({ min: 1, max: 3 }), async (steps, passes) => {
+  fc.assert(
+    fc.property(fc.array(step, { maxLength: 120 }), fc.integer({ min: 1, max: 3 }), (steps, passes) => {
       const sightings = new Sightings({ passes });
       let guest = new SeenGuest(frames);
       // by frame: its page at the last pass, and how many passes saw it since it changed
@@ -211,4 +215,5 @@ void t.test('as the naive way', async (t) => {
     { numRuns: 500 },
   );
   t.pass();
+  t.end();
 });
