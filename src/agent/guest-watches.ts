@@ -31,7 +31,8 @@ import type { Domain } from '../migration/domains.ts';
 import type { SharedPages } from '../migration/shared-pages.ts';
 import type { GuestTags } from '../pages/guest-tags.ts';
 import { Manifest } from '../pages/manifest.ts';
-import { GuestWatch, type WatchSettings } from '../pages/guest-watch.ts';
+import { CpuShare } from '../pages/cpu-share.ts';
+import { GuestWatch, WATCH_SETTINGS, type WatchSettings } from '../pages/guest-watch.ts';
 import type { TagPool } from '../pages/tag-pool.ts';
 
 export interface FollowedGuest {
@@ -70,10 +71,23 @@ export interface GuestWatchesParts {
   /** `cpu` 0: no guest is watched. */
   settings: Partial<WatchSettings>;
   backoff?: WatchBackoff;
+  /** Told what watches see. */
+  sightings?: SightingsFeed;
+}
+
+/** Of ../distribution/sightings.ts. */
+export interface SightingsFeed {
+  /** See `seen` of {@link GuestWatch}. */
+  pass(guest: string, domain: string, manifest: Manifest, changed: Uint8Array): Iterator<void>;
+  /** It is no longer here, or not of that domain. A guest that a migration has is still here. */
+  gone(guest: string): void;
 }
 
 export class GuestWatches {
   readonly #parts: GuestWatchesParts;
+  readonly #share: CpuShare | undefined;
+  /** Whose sightings were told. */
+  readonly #seen = new Map<Vmm, { guest: string; domain: number }>();
   /** By VMM, not by name: another guest of that name is another guest. */
   readonly #watched = new Map<Vmm, Watched>();
   /** What guests came with that are not watched yet. */
@@ -83,6 +97,13 @@ export class GuestWatches {
 
   constructor(parts: GuestWatchesParts) {
     this.#parts = parts;
+    const { cpu = WATCH_SETTINGS.cpu } = parts.settings;
+    if (cpu > 0) this.#share = new CpuShare(cpu);
+  }
+
+  /** Of one CPU, what watching all guests has taken lately ({@link CpuShare.load}). */
+  get load(): number {
+    return this.#share?.load ?? 0;
   }
 
   /** Brings what is watched in line with the guests that are here: all of them. */
@@ -95,6 +116,12 @@ export class GuestWatches {
     }
     for (const vmm of this.#arrived.keys()) if (!domains.has(vmm)) this.#arrived.delete(vmm);
     for (const [vmm, { domain }] of this.#watched) if (domains.get(vmm)?.id !== domain.id) this.#end(vmm);
+    for (const [vmm, { guest, domain }] of this.#seen) {
+      if (domains.get(vmm)?.id === domain) continue;
+      // its watch has ended, or is asked to and tells nothing any more
+      this.#seen.delete(vmm);
+      this.#parts.sightings?.gone(guest);
+    }
     for (const { name, vmm, free } of guests) {
       const domain = domains.get(vmm);
       if (!free || domain === undefined || this.#watched.has(vmm)) continue;
@@ -153,7 +180,7 @@ export class GuestWatches {
   }
 
   #begin(vmm: Vmm, watched: Watched): void {
-    const { shared, tagPool: pool, log, settings } = this.#parts;
+    const { shared, tagPool: pool, log, settings, sightings } = this.#parts;
     const { guest, domain } = watched;
     const { resident: index } = shared;
     watched.wellSince = undefined;
@@ -167,6 +194,10 @@ export class GuestWatches {
         pool,
         log,
         settings,
+        ...(this.#share === undefined ? {} : { share: this.#share }),
+        ...(sightings === undefined
+          ? {}
+          : { seen: (manifest, changed) => sightings.pass(guest, domain.name, manifest, changed) }),
         tracking: () => vmm.tracking?.() ?? Promise.resolve('hints'),
         ...(index === undefined ? {} : { resident: { index, domain: domain.id } }),
         ...(came?.domain === domain.id ? { guesses: came.manifest } : {}),
@@ -176,6 +207,7 @@ export class GuestWatches {
       return;
     }
     watched.watch = watch;
+    if (sightings !== undefined) this.#seen.set(vmm, { guest, domain: domain.id });
     void watch.tagged.then((tagged) => {
       if (!tagged) return;
       watched.wellSince = performance.now();

@@ -2,9 +2,11 @@
  * Keeps the manifest of a running guest fresh in the background, at a bounded share of one CPU, so that a migration has to tag only
  * what was written last, and so that other guests of its domain find its pages in the resident index.
  *
- *   start ──► track ──► ┌─► scan ──► tag what is due, a piece at a time ──► wait ─┐──► handOver: GuestTags, tracker and all
- *                       │                   pause(work × (1 / cpu − 1))           │──► close: nothing is left in the guest
- *                       └─────────────────────────────────────────────────────────┘──► the guest is gone, an error: closed
+ *   start ──► track ──► ┌─► scan ──► tag what is due, a piece at a time ──► seen ──► wait ─┐──► handOver: GuestTags, tracker and all
+ *                       │           a turn of the agent's CpuShare each                     │──► close: nothing is left in the guest
+ *                       └───────────────────────────────────────────────────────────────────┘──► the guest is gone, an error: closed
+ *
+ * All watches of an agent have one share of one CPU (cpu-share.ts), and wait for their turns at it.
  *
  * It never stops the guest. Every `slowMs` it compares holes, and tags every frame again where writes aren't tracked, or where a disk
  * may write behind the tracking (`hints`, see ../guests/tracking.ts): the tags are guesses then, good enough for the resident index,
@@ -17,11 +19,12 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { asPagetideError, PagetideError } from '../errors.ts';
 import { isAlive } from '../guests/process.ts';
 import type { WriteTracking } from '../guests/tracking.ts';
+import { CpuShare } from './cpu-share.ts';
 import type { Manifest } from './manifest.ts';
 import { GuestTags, type GuestTagsOptions, type Pace } from './guest-tags.ts';
 
 export interface WatchSettings {
-  /** Share of one CPU, above 0 to 1. */
+  /** Share of one CPU, above 0 to 1, of all watches of the agent. */
   cpu: number;
   /** From the end of one pass to the beginning of the next, milliseconds. */
   intervalMs: number;
@@ -35,6 +38,14 @@ export interface GuestWatchOptions extends GuestTagsOptions {
   /** Asked before each slow look, as devices come and go. Without it: `hints`. */
   tracking?: () => Promise<WriteTracking>;
   settings?: Partial<WatchSettings>;
+  /** Of all watches; its `cpu` is that of the settings. Without it: one of its own. */
+  share?: CpuShare;
+  /**
+   * Called after each pass that has looked at the guest, and before the first one with the guesses, where there are any. `changed`: a byte a frame, 1: its tag has
+   * become another one since the call before; whoever is called sets it back. Returns work, in pieces of about a millisecond, which is done before the next pass; or not
+   * to its end, where the watch ends.
+   */
+  seen?: (manifest: Manifest, changed: Uint8Array) => Iterator<void>;
 }
 
 export interface WatchStats {
@@ -48,6 +59,8 @@ export interface WatchStats {
 }
 
 const DAY_MS = 86_400_000;
+/** What is told in one turn, milliseconds, and one piece. */
+const TELL_MS = 1;
 
 export class GuestWatch {
   /** Resolves when it watches no more: to the error that ended it (`PT_VMM_GONE`: the guest has ended), undefined where it was asked to. */
@@ -57,6 +70,7 @@ export class GuestWatch {
   readonly #options: GuestWatchOptions;
   readonly #settings: WatchSettings;
   readonly #tags: GuestTags;
+  readonly #share: CpuShare;
   readonly #stop = new AbortController();
   readonly #stopping = new Promise<undefined>((resolve) => {
     this.#stop.signal.addEventListener('abort', () => resolve(undefined), { once: true });
@@ -68,6 +82,8 @@ export class GuestWatch {
   /** Whose the tags are at the end. */
   #tagsGo: 'closed' | 'handed-over' = 'closed';
   #slowAt = 0;
+  /** While it has a turn. */
+  #turnBegan: number | undefined;
 
   /**
    * Begins at once.
@@ -78,6 +94,7 @@ export class GuestWatch {
     this.#settings = { ...WATCH_SETTINGS, ...options.settings };
     try {
       checkSettings(this.#settings);
+      this.#share = options.share ?? new CpuShare(this.#settings.cpu);
     } catch (error) {
       options.key.close();
       throw error;
@@ -127,8 +144,12 @@ export class GuestWatch {
   async #run(): Promise<PagetideError | undefined> {
     let failure: PagetideError | undefined;
     try {
-      if (this.#options.guesses !== undefined) await this.#tags.listGuesses(this.#pace);
-      if (!this.#stopped) await this.#tags.track();
+      const tags = this.#tags;
+      if (this.#options.guesses !== undefined) {
+        await this.#working(() => tags.listGuesses(this.#pace));
+        if (this.#options.guesses === tags.manifest) await this.#tell();
+      }
+      await this.#working(() => tags.track());
       this.#slowAt = Date.now() + this.#settings.slowMs;
       while (!this.#stopped) {
         if (await this.#pass()) {
@@ -159,25 +180,33 @@ export class GuestWatch {
   /** Whether it came to its end. */
   async #pass(): Promise<boolean> {
     const tags = this.#tags;
-    if (Date.now() >= this.#slowAt) await this.#lookSlowly();
-    // without tracking a scan makes everything due: that is for the slow look
-    if (tags.tracked) {
-      const began = performance.now();
-      tags.scan();
-      if (!(await this.#pace.pause(performance.now() - began))) return false;
+    // where writes aren't tracked only a slow look is one
+    let looked = tags.tracked || this.#passes === 0;
+    if (Date.now() >= this.#slowAt) {
+      await this.#lookSlowly();
+      looked = true;
     }
-    this.#tagged += await tags.tagDue(this.#pace);
+    await this.#working(() => this.#tagDue());
+    if (looked && !this.#stopped) await this.#tell();
     return !this.#stopped;
+  }
+
+  async #tagDue(): Promise<void> {
+    // without tracking a scan makes everything due: that is for the slow look
+    if (this.#tags.tracked) {
+      this.#tags.scan();
+      if (!(await this.#pace.pause(0))) return;
+    }
+    this.#tagged += await this.#tags.tagDue(this.#pace);
   }
 
   async #lookSlowly(): Promise<void> {
     this.#slowAt = Date.now() + this.#settings.slowMs;
     const tags = this.#tags;
-    const began = performance.now();
-    tags.dropHoles();
-    await this.#pace.pause(performance.now() - began);
-    if (!tags.tracked) await tags.track();
-    else if ((await this.#tracking()) === 'hints' && !this.#stopped) tags.markAll();
+    await this.#working(() => tags.dropHoles());
+    if (!tags.tracked) {
+      await this.#working(() => tags.track());
+    } else if ((await this.#tracking()) === 'hints' && !this.#stopped) tags.markAll();
   }
 
   async #tracking(): Promise<WriteTracking> {
@@ -191,11 +220,47 @@ export class GuestWatch {
     }
   }
 
+  /** Tells what was seen, as long as nothing of it changes: before the next pass. */
+  async #tell(): Promise<void> {
+    const work = this.#options.seen?.(this.#tags.manifest, this.#tags.changed);
+    if (work === undefined) return;
+    await this.#working(async () => {
+      while (work.next().done !== true) {
+        if (performance.now() - this.#turnBegan! > TELL_MS && !(await this.#pace.pause(0))) return;
+      }
+    });
+  }
+
+  /** Does it in a turn; not at all, where the watch is asked to end before. */
+  async #working(work: () => Promise<void> | void): Promise<void> {
+    if (!(await this.#take())) return;
+    try {
+      await work();
+    } finally {
+      this.#give();
+    }
+  }
+
+  async #take(): Promise<boolean> {
+    if (!(await this.#share.take(this.#stop.signal, this.#passes === 0))) return false;
+    this.#turnBegan = performance.now();
+    if (this.#stopped) this.#give();
+    return !this.#stopped;
+  }
+
+  #give(): void {
+    if (this.#turnBegan === undefined) return;
+    const busyMs = performance.now() - this.#turnBegan;
+    this.#turnBegan = undefined;
+    this.#busyMs += busyMs;
+    this.#share.give(busyMs);
+  }
+
+  /** Within {@link #working}: the next turn. What it took is known here better than there. */
   readonly #pace: Pace = {
-    pause: async (busyMs) => {
-      this.#busyMs += busyMs;
-      await this.#wait(busyMs * (1 / this.#settings.cpu - 1));
-      return !this.#stopped;
+    pause: () => {
+      this.#give();
+      return this.#take();
     },
   };
 
