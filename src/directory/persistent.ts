@@ -63,6 +63,7 @@ export class PersistentDirectory implements Directory {
   /** Writing, one after the other. Never rejects. */
   #work: Promise<void> = Promise.resolve();
   #closed = false;
+  #dropped = false;
 
   private constructor(inner: EmbeddedDirectory, options: PersistentOptions) {
     this.#inner = inner;
@@ -158,7 +159,7 @@ export class PersistentDirectory implements Directory {
   save(): Promise<void> {
     return this.#next(async () => {
       const { changes } = this.#inner;
-      if (changes === this.#saved) return;
+      if (changes === this.#saved || this.#dropped) return;
       // one moment's state: nothing is awaited until all of it is copied
       const to = new ByteWriter();
       to.raw(MAGIC);
@@ -194,7 +195,7 @@ export class PersistentDirectory implements Directory {
 
   /** Ends without writing anything more: its domain is gone. */
   async drop(): Promise<void> {
-    this.#closed = true;
+    this.#closed = this.#dropped = true;
     await this.#work;
     await this.#inner.close();
   }
