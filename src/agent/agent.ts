@@ -30,6 +30,7 @@ import { cachePath } from './cache.ts';
 import { writeTracking } from './capabilities.ts';
 import { CacheService } from './cache-service.ts';
 import type { AgentConfig } from './config.ts';
+import type { Directories } from './directories.ts';
 import { runDoctor } from './doctor.ts';
 import { Evacuations } from './evacuations.ts';
 import type { GuestWatches } from './guest-watches.ts';
@@ -64,6 +65,7 @@ const ARRIVAL_MS = 2_000;
 export class Agent implements AgentService {
   readonly migrations: Migrations;
   readonly domains: DomainService;
+  readonly directories: Directories;
   readonly #config: AgentConfig;
   readonly #host: MigrationHost;
   readonly #guests: Guests;
@@ -86,8 +88,10 @@ export class Agent implements AgentService {
     store: DomainStore,
     snapshots: Snapshots,
     identity: string | undefined,
+    directories: Directories,
     log: Logger,
   ) {
+    this.directories = directories;
     this.#config = config;
     this.#host = host;
     this.#guests = guests;

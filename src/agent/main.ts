@@ -22,6 +22,7 @@ import { openSharedPages } from './cache.ts';
 import { userfaultfd } from './capabilities.ts';
 import { listenControl } from './api/listen.ts';
 import type { AgentConfig } from './config.ts';
+import { Directories } from './directories.ts';
 import { GuestWatches } from './guest-watches.ts';
 import { Guests } from './guests.ts';
 import { Journal, type JournalRecord } from './journal.ts';
@@ -109,6 +110,19 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     }
 
     const url = config.advertise ?? pageServer.address().url;
+    const directories = new Directories({
+      ...{
+        store: domains,
+        folder: join(config.state, 'directory'),
+        identity: trust?.name,
+        control: config.control,
+        log,
+      },
+      connect: (other, whom) => new PeerClient(other, { ...whom, answerMs: config.timeouts.peerMs }),
+      stableTags: () => undefined,
+    });
+    undo.push(() => directories.close());
+    await directories.start();
     const agent = new Agent(
       config,
       migrationHost(config, { guests, journal, pools, tagPool, watches, shared: pages.shared, pageServer, url, log }),
@@ -117,6 +131,7 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
       domains,
       snapshots,
       trust?.name,
+      directories,
       log,
     );
     undo.push(() => agent.close());

@@ -3,6 +3,7 @@
  * the API stand on a fake of it.
  */
 import type { ErrorJson } from '../errors.ts';
+import type { Directory } from '../directory/directory.ts';
 import type { DomainAnswer, DomainCheckIn, DomainOffer, Sender } from '../domains/messages.ts';
 import type { DomainInfo, DomainRemoval } from '../domains/service.ts';
 import type { GuestDescription, GuestStats, MemoryFile, VerifyResult } from '../guests/driver.ts';
@@ -24,6 +25,7 @@ import type {
   OnNoConvergence,
   PrepareRequest,
 } from '../migration/types.ts';
+import type { TagPage } from './guest-tag-pages.ts';
 
 export interface AgentInfo {
   name: string;
@@ -214,8 +216,18 @@ export interface AgentDomains {
   gaveUp(id: string, as: string, epoch: number, sender: Sender): Promise<void>;
 }
 
+/** Directories of domains: what an operator asks, and other agents. src/agent/directories.ts says what each does. */
+export interface AgentDirectories {
+  empty(domainName: string): Promise<void>;
+
+  // between agents; each may be repeated
+  member(id: string, as: string | undefined, sender: Sender): Directory;
+  guestTags(id: string, guest: string, cursor: number, as: string | undefined, sender: Sender): TagPage;
+}
+
 export interface AgentService {
   readonly domains: AgentDomains;
+  readonly directories: AgentDirectories;
   info(): AgentInfo;
   doctor(): Promise<Check[]>;
   /** Prometheus text. */

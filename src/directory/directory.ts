@@ -30,6 +30,8 @@
 import { PagetideError } from '../errors.ts';
 import { isZeroTag } from '../pages/tag-runs.ts';
 import { TAG_BYTES } from '../pages/tags.ts';
+import type { Hint, HintSubject } from './hint.ts';
+import { checkHost, checkName } from './names.ts';
 
 /** Tags in one report: added, removed and answered together. */
 export const MOST_REPORT_TAGS = 65_536;
@@ -39,7 +41,6 @@ export const MOST_CHANGES = 1024;
 export const MOST_WANTED = 4096;
 /** Tags in one query, and in one page of {@link Directory.lacking}. */
 export const MOST_QUERY_TAGS = 65_536;
-const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
 
 /** Differences of one guest in one domain. Tags are packed, 16 bytes each; never the zero tag. */
 export interface GuestChange {
@@ -62,7 +63,7 @@ export interface Held {
 }
 
 export interface Report {
-  /** The agent's name. */
+  /** As the home of the domain calls it: 1 to 255 printable ASCII characters without spaces. */
   host: string;
   /**
    * The agent's start: an integer that grows with each. An agent has to keep it, and take a greater one than the last also where its
@@ -134,8 +135,13 @@ export interface Directory {
    */
   report(report: Report): Promise<ReportAnswer>;
 
-  /** Renews the lease where there is nothing to report. Answered as a repeated report is. @throws PagetideError `PT_SUPERSEDED` */
-  heartbeat(host: string, epoch: number): Promise<ReportAnswer>;
+  /**
+   * Renews the lease where there is nothing to report. Answered as a repeated report is.
+   * @param sequence of the last report that was answered as applied. A directory that has forgotten it (it went on from an older
+   * snapshot) answers with `anew`. Without it, one that has gone on from a snapshot does so until the host has reported.
+   * @throws PagetideError `PT_SUPERSEDED`
+   */
+  heartbeat(host: string, epoch: number, sequence?: number): Promise<ReportAnswer>;
 
   /** How many guests hold each of these tags, and on which hosts. A domain that isn't known holds nothing. */
   holders(domain: string, tags: Uint8Array): Promise<Holders>;
@@ -155,10 +161,22 @@ export interface Directory {
   /** Takes a host out with all that it told. Its epoch is remembered. Does nothing where it isn't known. */
   removeHost(host: string): Promise<void>;
 
-  /** Drops a domain. Hosts that report anything added to it afterwards are told to begin anew. */
+  /** Drops a domain, with its hints. Hosts that report anything added to it afterwards are told to begin anew. */
   removeDomain(domain: string): Promise<void>;
 
-  /** Drops everything but the hosts' epochs: each is told to begin anew. */
+  /** The domain's hints in force, the one set last at the end. */
+  hints(domain: string): Promise<Hint[]>;
+
+  /**
+   * Every member of the domain sees it until it expires, after `leftMs` from now. In the place of an earlier one about the same subject.
+   * @throws PagetideError `PT_BAD_ARGUMENT` also where there are too many
+   */
+  hint(domain: string, hint: Hint): Promise<void>;
+
+  /** Whether there was one in force. Repeated, as after a lost answer, there is none. */
+  withdraw(domain: string, subject: HintSubject): Promise<boolean>;
+
+  /** Drops everything but the hosts' epochs, and the hints: each host is told to begin anew. Hints nobody could tell again. */
   empty(): Promise<void>;
 
   /** Idempotent. */
@@ -167,11 +185,6 @@ export interface Directory {
 
 function refuse(message: string): never {
   throw new PagetideError('PT_BAD_ARGUMENT', message);
-}
-
-/** @throws PagetideError `PT_BAD_ARGUMENT` */
-export function checkName(name: string, what: string): void {
-  if (typeof name !== 'string' || !NAME.test(name)) refuse(`${JSON.stringify(name)} cannot be the name of a ${what}`);
 }
 
 /** Returns how many tags. @throws PagetideError `PT_BAD_ARGUMENT` */
@@ -190,7 +203,7 @@ export function checkNumber(value: number, what: string): void {
 
 /** Everything about a report that can be told without the directory's state. @throws PagetideError `PT_BAD_ARGUMENT` */
 export function checkReport({ host, epoch, sequence, changes, held = [] }: Report): void {
-  checkName(host, 'host');
+  checkHost(host);
   checkNumber(epoch, 'an epoch');
   checkNumber(sequence, 'a sequence');
   if (changes.length > MOST_CHANGES || held.length > MOST_CHANGES)

@@ -26,6 +26,7 @@
  * In each host's share the filter is a whole of its own, so a host whose lease runs out, or that begins anew, takes its filter
  * along and does not meet its own traces, which one filter for all would keep for good.
  */
+import type { ByteReader, ByteWriter } from './bytes.ts';
 import type { GuestChange, Held, Holders, LackingPage } from './directory.ts';
 import { hashA, hashB, TagFilter } from './filter.ts';
 import { HolderTable } from './table.ts';
@@ -40,11 +41,32 @@ const MOST_HOMES = 2 ** 17;
 
 /** What one host told of one domain. */
 export class Share {
-  readonly filter = new TagFilter();
-  readonly wanted = new WantedQueue();
+  readonly filter: TagFilter;
+  readonly wanted: WantedQueue;
   readonly guests = new Set<string>();
   /** Tags in the reported state, counted a guest. */
   tags = 0;
+
+  constructor(filter = new TagFilter(), wanted = new WantedQueue()) {
+    this.filter = filter;
+    this.wanted = wanted;
+  }
+
+  save(to: ByteWriter): void {
+    this.filter.save(to);
+    this.wanted.save(to);
+    to.whole(this.tags);
+    to.u32(this.guests.size);
+    for (const guest of this.guests) to.text(guest);
+  }
+
+  /** @throws PagetideError `PT_PROTOCOL` */
+  static load(from: ByteReader): Share {
+    const share = new Share(TagFilter.load(from), WantedQueue.load(from));
+    share.tags = from.whole();
+    for (let left = from.u32(); left > 0; left--) share.guests.add(from.text());
+    return share;
+  }
 
   get isWorn(): boolean {
     return this.filter.added > WORN * Math.max(this.tags, SMALL);
@@ -52,13 +74,35 @@ export class Share {
 }
 
 export class DirectoryDomain {
-  readonly #table = new HolderTable();
+  #table = new HolderTable();
   /** By the host's number. */
   readonly #shares: (Share | undefined)[] = [];
   #shareCount = 0;
   /** Scratch: hosts whose filters have a tag; slots of one home. */
   readonly #matched: number[] = [];
   #slots = new Uint32Array(64);
+
+  save(to: ByteWriter): void {
+    this.#table.save(to);
+    to.u16(this.#shareCount);
+    this.#shares.forEach((share, host) => {
+      if (share === undefined) return;
+      to.u16(host);
+      share.save(to);
+    });
+  }
+
+  /** @throws PagetideError `PT_PROTOCOL` */
+  static load(from: ByteReader): DirectoryDomain {
+    const domain = new DirectoryDomain();
+    domain.#table = HolderTable.load(from);
+    domain.#shareCount = from.u16();
+    for (let left = domain.#shareCount; left > 0; left--) {
+      const host = from.u16();
+      domain.#shares[host] = Share.load(from);
+    }
+    return domain;
+  }
 
   get records(): number {
     return this.#table.size;

@@ -12,11 +12,16 @@
  * Time is a monotonic clock's, so a wall clock that jumps doesn't matter. It is looked at when something is asked or told: there is no timer. Where the
  * thread stood still for longer than a lease, every host's has run out: they begin anew.
  *
- * It is not persistent yet: after a restart every host is unknown, and begins anew.
+ * A snapshot (`save`) is the whole of it at one moment, but for leases and hints. What goes on from it knows each host up to a sequence:
+ *
+ *   the host has told no more since    its next report is the next one; nothing was lost
+ *   it has told more                   its next report is behind a gap, its heartbeat names a later sequence: anew
+ *
+ * So nothing is wrong for longer than until a host is next heard of, and every host gets a whole lease for that.
  */
 import { PagetideError } from '../errors.ts';
+import type { ByteReader, ByteWriter } from './bytes.ts';
 import {
-  checkName,
   checkNumber,
   checkReport,
   checkTags,
@@ -31,6 +36,9 @@ import {
   type Wanted,
 } from './directory.ts';
 import { DirectoryDomain } from './domain.ts';
+import type { Hint, HintSubject } from './hint.ts';
+import { HintBook } from './hint-book.ts';
+import { checkHost, checkName } from './names.ts';
 
 /** Every tag that has no record is looked up in the filters of all hosts; so their rates add up, too: to 64/1024 at most. */
 export const MOST_HOSTS = 64;
@@ -54,6 +62,8 @@ interface Host {
   leaseEnd: number;
   /** Something that it told is of no use any more: its next report must begin. */
   anew: boolean;
+  /** Known from a snapshot alone: it may have told more than that. */
+  unsure: boolean;
   /** Domains that were removed since it began: what it holds there isn't known. */
   readonly lost: Set<string>;
 }
@@ -76,28 +86,80 @@ export class EmbeddedDirectory implements Directory {
   /** By number; '' is free. */
   readonly #names: string[] = [];
   readonly #domains = new Map<string, DirectoryDomain>();
+  readonly #hints: HintBook;
+  /** Grows with each change of what {@link save} saves. */
+  changes = 0;
 
   /** @throws PagetideError `PT_BAD_ARGUMENT` */
   constructor({ leaseMs, clock = () => performance.now() }: EmbeddedOptions) {
     checkNumber(leaseMs, 'a lease');
     this.#leaseMs = leaseMs;
     this.#clock = clock;
+    this.#hints = new HintBook(clock);
+  }
+
+  /** Copies all but leases and hints. */
+  save(to: ByteWriter): void {
+    to.u32(this.#names.length);
+    for (const name of this.#names) to.text(name);
+    for (const name of this.#names) {
+      const host = this.#hosts.get(name);
+      if (host === undefined) continue;
+      to.whole(host.epoch);
+      to.whole(host.sequence);
+      to.u8(host.anew ? 1 : 0);
+      to.u32(host.lost.size);
+      for (const domain of host.lost) to.text(domain);
+    }
+    to.u32(this.#lapsed.size);
+    for (const [name, { epoch, sequence }] of this.#lapsed) {
+      to.text(name);
+      to.whole(epoch);
+      to.whole(sequence);
+    }
+    to.u32(this.#domains.size);
+    for (const [name, domain] of this.#domains) {
+      to.text(name);
+      domain.save(to);
+    }
+  }
+
+  /** What was saved; every host has a whole lease. @throws PagetideError `PT_PROTOCOL`, `PT_BAD_ARGUMENT` */
+  static load(from: ByteReader, options: EmbeddedOptions): EmbeddedDirectory {
+    const directory = new EmbeddedDirectory(options);
+    for (let left = from.u32(); left > 0; left--) directory.#names.push(from.text());
+    directory.#names.forEach((name, number) => {
+      if (name === '') return;
+      const host = { number, epoch: from.whole(), sequence: from.whole(), anew: from.flag(), unsure: true };
+      const lost = new Set<string>();
+      for (let left = from.u32(); left > 0; left--) lost.add(from.text());
+      const known = { ...host, leaseEnd: 0, lost };
+      directory.#renew(known);
+      directory.#hosts.set(name, known);
+    });
+    for (let left = from.u32(); left > 0; left--)
+      directory.#lapsed.set(from.text(), { epoch: from.whole(), sequence: from.whole() });
+    for (let left = from.u32(); left > 0; left--) directory.#domains.set(from.text(), DirectoryDomain.load(from));
+    from.end();
+    return directory;
   }
 
   async report(report: Report): Promise<ReportAnswer> {
     return settled(() => this.#report(report));
   }
 
-  async heartbeat(name: string, epoch: number): Promise<ReportAnswer> {
+  async heartbeat(name: string, epoch: number, sequence?: number): Promise<ReportAnswer> {
     return settled(() => {
-      checkName(name, 'host');
+      checkHost(name);
       checkNumber(epoch, 'an epoch');
+      if (sequence !== undefined) checkNumber(sequence, 'a sequence');
       this.#expire();
       this.#checkEpoch(name, epoch);
       const host = this.#hosts.get(name);
       if (host?.epoch !== epoch) return ANEW();
       this.#renew(host);
-      return host.anew ? ANEW() : this.#applied(host);
+      const forgotten = sequence === undefined ? host.unsure : sequence > host.sequence;
+      return host.anew || forgotten ? ANEW() : this.#applied(host);
     });
   }
 
@@ -117,7 +179,7 @@ export class EmbeddedDirectory implements Directory {
   ): Promise<LackingPage> {
     return settled(() => {
       checkName(domain, 'domain');
-      checkName(host, 'host');
+      checkHost(host);
       checkNumber(limit, 'a limit');
       if (limit > MOST_QUERY_TAGS) throw new PagetideError('PT_BAD_ARGUMENT', `${limit} tags in a page`);
       if (!/^[0-9a-f]{1,8}$/.test(cursor))
@@ -143,7 +205,7 @@ export class EmbeddedDirectory implements Directory {
 
   async removeHost(name: string): Promise<void> {
     return settled(() => {
-      checkName(name, 'host');
+      checkHost(name);
       const host = this.#hosts.get(name);
       if (host !== undefined) this.#lapse(name, host);
     });
@@ -153,14 +215,43 @@ export class EmbeddedDirectory implements Directory {
     return settled(() => {
       checkName(name, 'domain');
       const domain = this.#domains.get(name);
+      this.#hints.removeDomain(name);
       if (domain === undefined) return;
+      this.changes++;
       for (const host of this.#hosts.values()) if (domain.share(host.number) !== undefined) host.lost.add(name);
       this.#domains.delete(name);
     });
   }
 
+  async hints(domain: string): Promise<Hint[]> {
+    return settled(() => {
+      checkName(domain, 'domain');
+      return this.#hints.list(domain);
+    });
+  }
+
+  async hint(domain: string, hint: Hint): Promise<void> {
+    return settled(() => {
+      checkName(domain, 'domain');
+      this.#hints.set(domain, hint);
+    });
+  }
+
+  async withdraw(domain: string, subject: HintSubject): Promise<boolean> {
+    return settled(() => {
+      checkName(domain, 'domain');
+      return this.#hints.withdraw(domain, subject);
+    });
+  }
+
+  /** Takes these in the place of the domain's hints; those with no time left are left out. */
+  restoreHints(domain: string, hints: readonly Hint[]): void {
+    this.#hints.restore(domain, hints);
+  }
+
   async empty(): Promise<void> {
     return settled(() => {
+      this.changes++;
       this.#domains.clear();
       for (const [name, host] of this.#hosts) this.#lapse(name, host);
     });
@@ -202,8 +293,10 @@ export class EmbeddedDirectory implements Directory {
       if (report.changes.some(({ domain, added }) => added.length > 0 && known.lost.has(domain))) return ANEW();
     }
     this.#checkRoom(report, known === undefined);
+    this.changes++;
     const host = begins ? this.#begin(report.host, known, epoch) : known!;
     host.sequence = sequence;
+    host.unsure = false;
     for (const change of report.changes) {
       if (host.lost.has(change.domain)) continue; // takes out what isn't there
       let domain = this.#domains.get(change.domain);
@@ -221,13 +314,14 @@ export class EmbeddedDirectory implements Directory {
     const free = this.#names.indexOf('');
     const number = known?.number ?? (free < 0 ? this.#names.length : free);
     this.#names[number] = name;
-    const host = { number, epoch, sequence: 0, leaseEnd: 0, anew: false, lost: new Set<string>() };
+    const host = { number, epoch, sequence: 0, leaseEnd: 0, anew: false, unsure: false, lost: new Set<string>() };
     this.#renew(host);
     this.#hosts.set(name, host);
     return host;
   }
 
   #lapse(name: string, host: Host): void {
+    this.changes++;
     this.#drop(host);
     this.#hosts.delete(name);
     this.#names[host.number] = '';

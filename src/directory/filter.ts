@@ -9,6 +9,7 @@
  * A tag that was added is always found. One that was not is found at that rate: why that does no harm is argued in domain.ts.
  * Nothing can be taken out, so what a host has withdrawn is found too, until the host begins anew and its filter with it.
  */
+import { malformed, type ByteReader, type ByteWriter } from './bytes.ts';
 import { hashTag } from './tag-words.ts';
 
 /** Most that may be found of tags never added, as long as the filter lasts. */
@@ -69,14 +70,41 @@ export class TagFilter {
     this.#room--;
   }
 
+  save(to: ByteWriter): void {
+    to.whole(this.added);
+    to.whole(this.#room);
+    to.u8(this.#layers.length);
+    for (const { bits } of this.#layers) to.items(bits);
+  }
+
+  /** @throws PagetideError `PT_PROTOCOL` */
+  static load(from: ByteReader): TagFilter {
+    const filter = new TagFilter();
+    filter.added = from.whole();
+    const room = from.whole();
+    const layers = from.u8();
+    for (let number = 0; number < layers; number++) {
+      // a whole layer has to follow before its room is taken
+      if (from.left < bitsOf(number) / 8) throw malformed('a filter is cut short');
+      filter.#grow();
+      filter.#layers[number]!.bits.set(from.u32s(bitsOf(number) / 32));
+    }
+    filter.#room = room;
+    return filter;
+  }
+
   #grow(): void {
     const number = this.#layers.length;
-    const bits = Math.min(MOST_BITS, FIRST_BITS * 2 ** number);
+    const bits = bitsOf(number);
     const each = -Math.log2(FIRST_RATE * TIGHTER ** number);
     const capacity = Math.floor((bits * Math.LN2) / each);
     this.#layers.push({ bits: new Uint32Array(bits / 32), mask: bits - 1, hashes: Math.ceil(each), capacity });
     this.#room = capacity;
   }
+}
+
+function bitsOf(layer: number): number {
+  return Math.min(MOST_BITS, FIRST_BITS * 2 ** layer);
 }
 
 export function hashA(words: Uint32Array, at: number): number {

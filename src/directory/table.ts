@@ -10,9 +10,11 @@
  * {@link HolderTable.nextHome} walks by, and why a walk goes on across growth and removal. Slots move when a record is removed or added;
  * a slot number is good until then.
  */
+import { malformed, type ByteReader, type ByteWriter } from './bytes.ts';
 import { hashTag, TAG_WORDS } from './tag-words.ts';
 
 const FIRST_POWER = 6;
+const MOST_POWER = 30;
 const SEED = 0x2545f491;
 /** Guests of one host that can be counted for one tag. */
 export const MOST_GUESTS = 0xffff;
@@ -28,6 +30,36 @@ export class HolderTable {
   #cells = new Uint32Array(128);
   #cellsUsed = 1;
   #freeCell = 0;
+
+  save(to: ByteWriter): void {
+    to.u8(this.#power);
+    to.u32(this.size);
+    to.items(this.#tags);
+    to.items(this.#first);
+    to.items(this.#state);
+    to.u32(this.#freeCell);
+    to.words(this.#cells.subarray(0, 2 * this.#cellsUsed));
+  }
+
+  /** @throws PagetideError `PT_PROTOCOL` */
+  static load(from: ByteReader): HolderTable {
+    const table = new HolderTable();
+    const power = from.u8();
+    if (power < FIRST_POWER || power > MOST_POWER) throw malformed(`a table of 2^${power}`);
+    table.#power = power;
+    table.size = from.u32();
+    table.#tags = from.u32s(TAG_WORDS * 2 ** power);
+    table.#first = from.u32s(2 ** power);
+    table.#state = new Uint8Array(from.raw(2 ** power));
+    table.#freeCell = from.u32();
+    const cells = from.words();
+    table.#cellsUsed = cells.length / 2;
+    let room = table.#cells.length;
+    while (room < cells.length) room *= 2;
+    table.#cells = new Uint32Array(room);
+    table.#cells.set(cells);
+    return table;
+  }
 
   get slots(): number {
     return this.#state.length;

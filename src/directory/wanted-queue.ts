@@ -1,8 +1,9 @@
 /** Tags that a host is asked for, in order, packed. A question stays until it is answered, so a lost answer is asked again. */
+import type { ByteReader, ByteWriter } from './bytes.ts';
 import { TAG_WORDS } from './tag-words.ts';
 
 export class WantedQueue {
-  #words = new Uint32Array(0);
+  #words: Uint32Array = new Uint32Array(0);
   #head = 0;
   #end = 0;
 
@@ -41,6 +42,18 @@ export class WantedQueue {
   /** All of them, as words: a view. */
   all(): Uint32Array {
     return this.#words.subarray(this.#head, this.#end);
+  }
+
+  save(to: ByteWriter): void {
+    to.words(this.all());
+  }
+
+  /** @throws PagetideError `PT_PROTOCOL` */
+  static load(from: ByteReader): WantedQueue {
+    const queue = new WantedQueue();
+    queue.#words = from.words();
+    queue.#end = queue.#words.length;
+    return queue;
   }
 
   #makeRoom(): void {

@@ -1,5 +1,5 @@
 /**
- * What operators say about where guests will go, each with an expiry, and the likelihoods that follow from it.
+ * The likelihoods that follow from what operators say about where guests will go (src/directory/hint.ts).
  *
  *   plan evacuate HOST          all guests of the host leave it, and none comes to it
  *   plan affinity GUEST HOST…   a guest that moves goes to one of these hosts, or stays where it is one of them
@@ -15,22 +15,11 @@
  * The likelihoods of a guest sum to m at most: the share of N that is a itself is a guest that stays. An affinity is trusted nearly, not
  * wholly, as a scheduler may find no room there.
  */
+import { checkAffinityHosts, checkHintTime, HINTS_LIMIT, type Hint } from '../directory/hint.ts';
 import { PagetideError } from '../errors.ts';
 
 /** How far an affinity is trusted: in nine moves of ten. */
 export const AFFINITY_TRUST = 0.9;
-/** The longest that a hint may last, in milliseconds: 30 days. */
-export const HINT_LIMIT_MS = 30 * 24 * 3_600_000;
-/** Hints that are kept at most, of both kinds together. */
-export const HINTS_LIMIT = 10_000;
-/** Hosts that an affinity may name at most. */
-export const AFFINITY_HOSTS_LIMIT = 64;
-
-/** A hint in force; `leftMs`: milliseconds until it expires. */
-export type Hint =
-  | { kind: 'evacuate'; host: string; leftMs: number }
-  | { kind: 'affinity'; guest: string; hosts: readonly string[]; leftMs: number };
-
 /** A guest, and the host that it is at. */
 export interface GuestAt {
   guest: string;
@@ -84,11 +73,9 @@ export class Hints {
    */
   affinity(guest: string, hosts: readonly string[], forMs: number): void {
     const endMs = this.#end(forMs);
-    if (guest === '' || hosts.includes('') || hosts.length === 0 || hosts.length > AFFINITY_HOSTS_LIMIT)
-      throw new PagetideError(
-        'PT_BAD_ARGUMENT',
-        `an affinity names a guest and 1 to ${AFFINITY_HOSTS_LIMIT} hosts, not ${hosts.length}`,
-      );
+    checkAffinityHosts(hosts.length);
+    if (guest === '' || hosts.includes(''))
+      throw new PagetideError('PT_BAD_ARGUMENT', 'an affinity names a guest and its hosts');
     if (!this.#affinities.has(guest)) this.#makeRoom();
     this.#affinities.set(guest, { hosts: new Set(hosts), endMs });
   }
@@ -182,11 +169,7 @@ export class Hints {
   }
 
   #end(forMs: number): number {
-    if (!(forMs > 0 && forMs <= HINT_LIMIT_MS))
-      throw new PagetideError(
-        'PT_BAD_ARGUMENT',
-        `a hint lasts more than 0 and at most ${HINT_LIMIT_MS} milliseconds, not ${forMs}`,
-      );
+    checkHintTime(forMs);
     return this.#expire() + forMs;
   }
 

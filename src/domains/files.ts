@@ -12,14 +12,15 @@ export const UNFINISHED = '.new';
  * @throws PagetideError `PT_NO_SPACE`, `PT_IO`; what was there is still there then, unless only its folder could not be
  * made durable
  */
-export async function writeWhole(path: string, text: string): Promise<void> {
+export async function writeWhole(path: string, content: string | Iterable<Uint8Array>): Promise<void> {
   const early = path + UNFINISHED;
   try {
     await rm(early, { force: true });
     // not over a file of somebody else's making, whose mode it would keep
     const file = await open(early, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, 0o600);
     try {
-      await file.writeFile(text);
+      // from where the one before ended
+      for (const piece of typeof content === 'string' ? [content] : content) await file.writeFile(piece);
       await file.sync();
     } finally {
       await file.close();

@@ -61,6 +61,18 @@ interface CallOptions {
   signal?: AbortSignal | undefined;
 }
 
+type Method = 'GET' | 'POST' | 'PUT' | 'DELETE';
+
+export interface Message extends CallOptions {
+  /** Of the body. */
+  type?: string;
+  body?: string | Uint8Array;
+  /** Bytes of the answer. */
+  most?: number;
+  /** By default as for answers that need no work of a VMM. */
+  timeoutMs?: number;
+}
+
 /**
  * Talks to one other agent. Every method rejects with the other agent's own PagetideError, with `PT_PEER_UNREACHABLE`
  * where it couldn't be asked or didn't answer in time (it may have done what was asked: ask again, or ask for the
@@ -246,57 +258,65 @@ export class PeerClient {
   }
 
   async #call(
-    method: 'GET' | 'POST' | 'PUT' | 'DELETE',
+    method: Method,
     path: string,
     body: unknown,
     timeoutMs: number,
     options: CallOptions = {},
   ): Promise<unknown> {
-    const deadline = AbortSignal.timeout(timeoutMs);
-    const signal = options.signal === undefined ? deadline : AbortSignal.any([deadline, options.signal]);
-    try {
-      return await this.#once(method, path, body, signal);
-    } catch (error) {
-      // A kept connection may be closed by the other side just as it is used again. Every message may be repeated.
-      if (!(error instanceof undiciErrors.SocketError)) throw this.#explain(error, options.signal);
-    }
-    try {
-      return await this.#once(method, path, body, signal);
-    } catch (error) {
-      throw this.#explain(error, options.signal);
-    }
-  }
-
-  async #once(
-    method: 'GET' | 'POST' | 'PUT' | 'DELETE',
-    path: string,
-    body: unknown,
-    signal: AbortSignal,
-  ): Promise<unknown> {
-    const answer = await this.#pool.request({
-      method,
-      path,
-      signal,
-      headers: { accept: 'application/json', ...(body === undefined ? {} : { 'content-type': 'application/json' }) },
-      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
-    });
-    const pieces: Buffer[] = [];
-    let bytes = 0;
-    for await (const piece of answer.body as AsyncIterable<Buffer>) {
-      bytes += piece.length;
-      if (bytes > MAX_ANSWER)
-        throw new PagetideError('PT_PEER_FAILED', `${this.origin} answered more than ${MAX_ANSWER} bytes`);
-      pieces.push(piece);
-    }
-    for (const live of this.#live) live.look();
-    const text = Buffer.concat(pieces).toString('utf8');
-    if (answer.statusCode < 200 || answer.statusCode > 299) throw refusal(this.origin, answer.statusCode, text);
+    const sent = body === undefined ? {} : { type: 'application/json', body: JSON.stringify(body) };
+    const text = (await this.exchange(method, path, { ...sent, ...options, timeoutMs })).toString('utf8');
     if (text === '') return undefined;
     try {
       return JSON.parse(text) as unknown;
     } catch (cause) {
       throw new PagetideError('PT_PEER_FAILED', `${this.origin} did not answer JSON`, { cause });
     }
+  }
+
+  /** One message that may be repeated, and the bytes of its answer: what clients of other routes are made of. */
+  async exchange(method: Method, path: string, message: Message = {}): Promise<Buffer> {
+    const { timeoutMs = this.#answerMs, signal: given } = message;
+    const deadline = AbortSignal.timeout(timeoutMs);
+    const signal = given === undefined ? deadline : AbortSignal.any([deadline, given]);
+    try {
+      return await this.#once(method, path, message, signal);
+    } catch (error) {
+      // A kept connection may be closed by the other side just as it is used again. Every message may be repeated.
+      if (!(error instanceof undiciErrors.SocketError)) throw this.#explain(error, given);
+    }
+    try {
+      return await this.#once(method, path, message, signal);
+    } catch (error) {
+      throw this.#explain(error, given);
+    }
+  }
+
+  async #once(
+    method: Method,
+    path: string,
+    { type, body, most = MAX_ANSWER }: Message,
+    signal: AbortSignal,
+  ): Promise<Buffer> {
+    const answer = await this.#pool.request({
+      method,
+      path,
+      signal,
+      headers: { accept: '*/*', ...(type === undefined ? {} : { 'content-type': type }) },
+      ...(body === undefined ? {} : { body }),
+    });
+    const pieces: Buffer[] = [];
+    let bytes = 0;
+    for await (const piece of answer.body as AsyncIterable<Buffer>) {
+      bytes += piece.length;
+      if (bytes > most) throw new PagetideError('PT_PEER_FAILED', `${this.origin} answered more than ${most} bytes`);
+      pieces.push(piece);
+    }
+    for (const live of this.#live) live.look();
+    const all = Buffer.concat(pieces);
+    if (answer.statusCode < 200 || answer.statusCode > 299)
+      throw refusal(this.origin, answer.statusCode, all.toString('utf8'));
+    return all;
   }
 
   #explain(error: unknown, signal: AbortSignal | undefined): PagetideError {

@@ -3,7 +3,10 @@ import { once, EventEmitter } from 'node:events';
 import { PagetideError } from '../../src/errors.ts';
 import type { DomainAnswer, DomainCheckIn, DomainOffer, Sender } from '../../src/domains/messages.ts';
 import type { DomainInfo, DomainRemoval } from '../../src/domains/service.ts';
+import type { Directory } from '../../src/directory/directory.ts';
+import { EmbeddedDirectory } from '../../src/directory/embedded.ts';
 import type { VerifyResult } from '../../src/guests/driver.ts';
+import type { TagPage } from '../../src/agent/guest-tag-pages.ts';
 import type {
   Capabilities,
   CompletionFigures,
@@ -15,6 +18,7 @@ import type {
   Rest,
 } from '../../src/migration/types.ts';
 import type {
+  AgentDirectories,
   AgentDomains,
   AgentInfo,
   AgentService,
@@ -332,6 +336,15 @@ export class FakeService implements AgentService {
     this.#promised('completeOutgoing', [id, epoch, sent], () => undefined);
   recheckOutgoing = (id: string, epoch: number, frames: number[]) =>
     this.#promised('recheckOutgoing', [id, epoch, frames], () => frames.map(() => 'right' as const));
+
+  /** What every domain is told of. */
+  directory: Directory = new EmbeddedDirectory({ leaseMs: 60_000 });
+  guestTagPage: TagPage = { tags: new Uint8Array(16).fill(7), next: 0 };
+  readonly directories: AgentDirectories = {
+    empty: (name) => this.#promised('directories.empty', [name], () => undefined),
+    member: (id, as, sender) => this.#called('directories.member', [id, as, sender], () => this.directory),
+    guestTags: (...args) => this.#called('directories.guestTags', args, () => this.guestTagPage),
+  };
 
   readonly domains: AgentDomains = {
     list: () => this.#called('domains.list', [], () => [domainInfo('shop')]),

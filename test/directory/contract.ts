@@ -2,6 +2,7 @@
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
 import { MOST_REPORT_TAGS, type Directory, type GuestChange, type Report } from '../../src/directory/directory.ts';
+import { AFFINITY_HOSTS_LIMIT, HINT_LIMIT_MS, type Hint } from '../../src/directory/hint.ts';
 import { Agent, guestsHolding, Model, numbersOf, tagsOf, tell, type Fate } from './model.ts';
 
 export const LEASE_MS = 1000;
@@ -22,7 +23,8 @@ async function count(directory: Directory, ...tags: number[]): Promise<number[]>
   return [...(await directory.holders('shop', tagsOf(...tags))).guests];
 }
 
-export function contract(name: string, make: Factory): void {
+/** @param runs of histories that are made up; of a slow implementation fewer */
+export function contract(name: string, make: Factory, runs = 400): void {
   const test = (what: string, run: (t: Test, directory: Directory, clock: { now: number }) => Promise<void>): void =>
     void t.test(`${name}: ${what}`, async (t) => {
       const clock = { now: 5 };
@@ -78,6 +80,9 @@ export function contract(name: string, make: Factory): void {
     t.same(await count(directory, 1), [3]);
     t.same(await directory.report({ ...gap, host: 'h9' }), { state: 'anew', wanted: [] }, 'one that is not known');
     t.same(await directory.heartbeat('h9', 1), { state: 'anew', wanted: [] });
+    t.equal((await directory.heartbeat('h1', 1, 2)).state, 'applied');
+    t.equal((await directory.heartbeat('h1', 1, 1)).state, 'applied', 'the answer to 2 was lost');
+    t.equal((await directory.heartbeat('h1', 1, 3)).state, 'anew', 'it does not know of 3');
   });
 
   test('of two agents with one name the one that started later is heard', async (t, directory) => {
@@ -180,6 +185,65 @@ export function contract(name: string, make: Factory): void {
     t.same(await directory.hosts(), []);
     t.equal((await directory.report({ host: 'h1', epoch: 1, sequence: 4, changes: [] })).state, 'anew');
     await t.rejects(directory.report(begin('h1', [], 0)), { code: 'PT_BAD_ARGUMENT' });
+  });
+
+  test('hints are kept by domain until they expire, are replaced or withdrawn', async (t, directory, clock) => {
+    const leaving: Hint = { kind: 'evacuate', host: 'unix:/run/h1.sock', leftMs: 300 };
+    const placed: Hint = { kind: 'affinity', guest: 'a', hosts: ['h2', 'h3'], leftMs: 200 };
+    t.same(await directory.hints('shop'), []);
+    await directory.hint('shop', leaving);
+    await directory.hint('shop', placed);
+    await directory.hint('bank', { ...placed, hosts: ['h1'] });
+    clock.now += 50;
+    t.same(await directory.hints('shop'), [
+      { ...leaving, leftMs: 250 },
+      { ...placed, leftMs: 150 },
+    ]);
+    t.same(await directory.hints('bank'), [{ ...placed, hosts: ['h1'], leftMs: 150 }], 'domains are apart');
+    await directory.hint('shop', { ...placed, hosts: ['h9'], leftMs: 500 });
+    await directory.report(begin('h1', [change('a', [1])]));
+    await directory.removeHost('h1');
+    await directory.empty();
+    clock.now += 200;
+    t.same(await directory.hints('bank'), [], 'the first has expired');
+    const left = [
+      { ...leaving, leftMs: 50 },
+      { ...placed, hosts: ['h9'], leftMs: 300 },
+    ];
+    t.same(await directory.hints('shop'), left, 'a later one took the place of the earlier; what agents know is gone');
+    clock.now -= 150;
+    t.same(await directory.hints('shop'), left, 'a clock that goes back stands still');
+    clock.now += 200;
+    t.same(await directory.hints('shop'), [{ ...placed, hosts: ['h9'], leftMs: 250 }]);
+    t.equal(await directory.withdraw('shop', { kind: 'evacuate', host: 'unix:/run/h1.sock' }), false, 'expired');
+    t.equal(await directory.withdraw('bank', { kind: 'affinity', guest: 'a' }), false);
+    t.equal(await directory.withdraw('shop', { kind: 'affinity', guest: 'a' }), true);
+    t.equal(await directory.withdraw('shop', { kind: 'affinity', guest: 'a' }), false);
+    await directory.hint('shop', placed);
+    await directory.removeDomain('shop');
+    t.same(await directory.hints('shop'), [], 'they go with their domain');
+  });
+
+  test('hints that are refused change nothing', async (t, directory) => {
+    const good: Hint = { kind: 'affinity', guest: 'a', hosts: ['h1'], leftMs: HINT_LIMIT_MS };
+    await directory.hint('shop', good);
+    const many = (count: number): string[] => Array.from({ length: count }, (_, i) => `h${i}`);
+    const bad: [string, Hint][] = [
+      ['no time', { ...good, leftMs: 0 }],
+      ['too long', { ...good, leftMs: HINT_LIMIT_MS + 1 }],
+      ['not a number', { ...good, leftMs: Number.NaN }],
+      ['no hosts', { ...good, hosts: [] }],
+      ['too many hosts', { ...good, hosts: many(AFFINITY_HOSTS_LIMIT + 1) }],
+      ['a host with a space', { ...good, hosts: ['h 1'] }],
+      ['a guest without a name', { ...good, guest: '' }],
+      ['a host without a name', { kind: 'evacuate', host: '', leftMs: 1 }],
+      ['a host with too long a name', { kind: 'evacuate', host: 'h'.repeat(256), leftMs: 1 }],
+    ];
+    for (const [what, hint] of bad) await t.rejects(directory.hint('shop', hint), { code: 'PT_BAD_ARGUMENT' }, what);
+    await t.rejects(directory.withdraw('shop', { kind: 'affinity', guest: '' }), { code: 'PT_BAD_ARGUMENT' });
+    t.same(await directory.hints('shop'), [good]);
+    await directory.hint('shop', { ...good, guest: 'b', hosts: many(AFFINITY_HOSTS_LIMIT) });
+    t.equal((await directory.hints('shop')).length, 2);
   });
 
   test('what is refused changes nothing', async (t, directory) => {
@@ -288,7 +352,7 @@ export function contract(name: string, make: Factory): void {
         await directory.close();
       }
     };
-    await fc.assert(fc.asyncProperty(fc.array(op, { maxLength: 60 }), run), { numRuns: 400 });
+    await fc.assert(fc.asyncProperty(fc.array(op, { maxLength: 60 }), run), { numRuns: runs });
     t.pass();
   });
 }

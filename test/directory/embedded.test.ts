@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import t from 'tap';
 import { EmbeddedDirectory, MOST_DOMAINS, MOST_HOSTS } from '../../src/directory/embedded.ts';
 import type { ReportAnswer } from '../../src/directory/directory.ts';
+import { HINTS_LIMIT } from '../../src/directory/hint.ts';
 import { contract, LEASE_MS } from './contract.ts';
 import { tagsOf } from './model.ts';
 
@@ -105,4 +106,27 @@ void t.test('so many hosts and domains, and no more', async (t) => {
   await directory.removeDomain('d0');
   t.equal((await directory.report(more)).state, 'applied');
   t.throws(() => new EmbeddedDirectory({ leaseMs: 0 }), { code: 'PT_BAD_ARGUMENT' });
+});
+
+void t.test('so many hints of a domain, and so long names of all together', async (t) => {
+  const clock = { now: 0 };
+  const directory = new EmbeddedDirectory({ leaseMs: 1, clock: () => clock.now });
+  const set = (guest: string, hosts = ['h']): Promise<void> =>
+    directory.hint('shop', { kind: 'affinity', guest, hosts, leftMs: 10 });
+  for (let i = 0; i < HINTS_LIMIT; i++) await set(`g${i}`);
+  await t.rejects(set('more'), { code: 'PT_BAD_ARGUMENT' });
+  await set('g0', ['other']);
+  t.equal((await directory.hints('shop')).length, HINTS_LIMIT);
+  clock.now = 10;
+  await set('more');
+  const long = Array.from({ length: 64 }, (_, i) => 'h'.repeat(253) + String(i).padStart(2, '0'));
+  const fit = Math.floor((4 << 20) / (64 * 255 + 4)) - 1;
+  for (let i = 0; i < fit; i++) await set(String(1000 + i), long);
+  await t.rejects(
+    async () => {
+      for (let i = 0; i < 3; i++) await set(String(9000 + i), long);
+    },
+    { code: 'PT_BAD_ARGUMENT' },
+  );
+  t.ok(JSON.stringify(await directory.hints('shop')).length < 8 << 20);
 });

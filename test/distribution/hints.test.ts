@@ -1,14 +1,8 @@
 /** What operators say, for how long it holds, and the likelihoods that follow. */
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
-import {
-  AFFINITY_HOSTS_LIMIT,
-  AFFINITY_TRUST,
-  HINT_LIMIT_MS,
-  HINTS_LIMIT,
-  Hints,
-  type Hint,
-} from '../../src/distribution/hints.ts';
+import { AFFINITY_HOSTS_LIMIT, HINT_LIMIT_MS, HINTS_LIMIT, type Hint } from '../../src/directory/hint.ts';
+import { AFFINITY_TRUST, Hints } from '../../src/distribution/hints.ts';
 
 const HOSTS = ['a', 'b', 'c', 'd'];
 

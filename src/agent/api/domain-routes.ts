@@ -169,7 +169,8 @@ function addAgentRoutes(app: TypedApp, domains: AgentDomains): void {
   );
 }
 
-function senderOf({ peer }: FastifyRequest): Sender {
+/** Who asks, as far as it is known. */
+export function senderOf({ peer }: FastifyRequest): Sender {
   return peer ?? null;
 }
 
@@ -185,7 +186,7 @@ function refusePort({ viaPort }: FastifyRequest, _reply: unknown, done: Done): v
     );
 }
 
-function refuseUnknown({ viaPort, peer }: FastifyRequest, _reply: unknown, done: Done): void {
+export function refuseUnknown({ viaPort, peer }: FastifyRequest, _reply: unknown, done: Done): void {
   if (!viaPort || peer !== undefined) done();
   else
     done(

@@ -6,6 +6,7 @@ import { z } from 'zod';
 import type { AgentService } from '../service.ts';
 import type { EventStreams } from './events.ts';
 import { addEvacuationRoutes } from './evacuation-routes.ts';
+import { addDirectoryRoutes } from './directory-routes.ts';
 import { addDomainRoutes } from './domain-routes.ts';
 import * as s from './schemas.ts';
 import { addSnapshotRoutes } from './snapshot-routes.ts';
@@ -22,6 +23,7 @@ export function addRoutes(app: FastifyInstance, service: AgentService, events: E
   addHostRoutes(typed, service);
   addGuestRoutes(typed, service);
   addDomainRoutes(typed, service.domains);
+  addDirectoryRoutes(typed, service.directories);
   addCacheRoutes(typed, service);
   addSnapshotRoutes(typed, service);
   addMigrationRoutes(typed, service, events);

@@ -1,0 +1,275 @@
+/**
+ * Which directory each domain has, as this agent reaches it:
+ *
+ *   made here                  embedded, kept in <state>/directory/<domain id>/; other hosts of the domain use it by way of `member`
+ *   granted from elsewhere     the one of its home
+ *
+ * One instance a domain, so its limits are a domain's. It comes and goes with the domain: what follows is told by the store of domains, one
+ * change after the other. A host whose grant is revoked may not ask from that moment on, and is taken out with what it told.
+ */
+import { readdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { Logger } from 'pino';
+import type { Sender } from '../domains/messages.ts';
+import type { DomainRecord } from '../domains/records.ts';
+import type { DomainStore } from '../domains/store.ts';
+import type { Directory } from '../directory/directory.ts';
+import { MemberDirectory } from '../directory/member.ts';
+import { PersistentDirectory } from '../directory/persistent.ts';
+import { asPagetideError, PagetideError } from '../errors.ts';
+import { RemoteDirectory, type Connect } from '../transport/directory-client.ts';
+import { DirectoryWatch, type DirectoryState } from './directory-watch.ts';
+import { tagsFrom, type TagPage } from './guest-tag-pages.ts';
+import type { AgentDirectories } from './service.ts';
+
+const LEASE_MS = 120_000;
+const SAVE_MS = 180_000;
+
+export interface DirectoriesParts {
+  store: Pick<DomainStore, 'all' | 'byId' | 'record' | 'members' | 'onChange'>;
+  /** `<state>/directory`. */
+  folder: string;
+  /** The name in this agent's certificate. Undefined: it has none. */
+  identity: string | undefined;
+  /** This agent's control socket. */
+  control: string;
+  connect: Connect;
+  /** Of a guest here: its domain's name, and what of it is stable, packed, each once. Undefined: there is no such guest. */
+  stableTags(guest: string): { domain: string; tags: Uint8Array } | undefined;
+  log: Logger;
+  /** After which a host that says nothing is taken out, milliseconds; 120,000 by default. */
+  leaseMs?: number;
+  /** Between two snapshots, milliseconds; 180,000 by default. */
+  saveMs?: number;
+  /** Monotonic, and wall clock, milliseconds. */
+  clock?: () => number;
+  wall?: () => number;
+}
+
+interface Open {
+  name: string;
+  /** Where it was made, and what is used of that; as text. */
+  place: string;
+  self: string;
+  directory: DirectoryWatch;
+  /** Made here. */
+  own: PersistentDirectory | undefined;
+}
+
+export class Directories implements AgentDirectories {
+  readonly #parts: DirectoriesParts;
+  /** By the domain's id. */
+  readonly #open = new Map<string, Open>();
+  readonly #callbacks: (() => void)[] = [];
+  #timer: NodeJS.Timeout | undefined;
+  /** Never rejects. */
+  #work: Promise<void> = Promise.resolve();
+  #due = false;
+  #closed = false;
+
+  constructor(parts: DirectoriesParts) {
+    this.#parts = parts;
+  }
+
+  /** Opens those that there are, and from now on follows the domains. Resolves when the first are there. Does not reject: what can't be opened is logged. */
+  async start(): Promise<void> {
+    const { store, saveMs = SAVE_MS } = this.#parts;
+    store.onChange(() => this.#soon());
+    this.#soon();
+    await this.#work;
+    this.#timer = setInterval(() => void this.save(), saveMs).unref();
+  }
+
+  /** Undefined: there is no such domain, or its directory can't be used. @returns domain: its id; self: what this host is called there */
+  get(domainName: string): { directory: Directory; domain: string; self: string } | undefined {
+    const id = this.#parts.store.record(domainName)?.id;
+    const open = id === undefined ? undefined : this.#open.get(id);
+    return open === undefined ? undefined : { directory: open.directory, domain: id!, self: open.self };
+  }
+
+  /** How it goes with the domain's directory. Undefined as of {@link get}. */
+  state(domainName: string): DirectoryState | undefined {
+    const id = this.#parts.store.record(domainName)?.id;
+    return id === undefined ? undefined : this.#open.get(id)?.directory.state;
+  }
+
+  /** Calls back when {@link get} of some domain answers otherwise than before. */
+  onChange(callback: () => void): void {
+    this.#callbacks.push(callback);
+  }
+
+  /** What the store has told until now is done. */
+  settled(): Promise<void> {
+    return this.#work;
+  }
+
+  /** Writes snapshots of what has changed. Does not reject. */
+  async save(): Promise<void> {
+    for (const [domain, { own }] of this.#open)
+      await own?.save().catch((thrown: unknown) => {
+        const { code, message } = asPagetideError(thrown);
+        this.#parts.log.warn({ domain, code }, `a directory is not kept for the next run: ${message}`);
+      });
+  }
+
+  /** Ends all; what was made here is kept for the next run. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    clearInterval(this.#timer);
+    await this.#work;
+    for (const { own, directory } of this.#open.values()) await (own ?? directory).close();
+    this.#open.clear();
+  }
+
+  // --- for operators
+
+  /** @throws PagetideError `PT_DOMAIN_UNKNOWN`, `PT_DOMAIN_ELSEWHERE`, `PT_NO_SPACE`, `PT_IO` */
+  async empty(domainName: string): Promise<void> {
+    const record = this.#parts.store.record(domainName);
+    if (record === undefined)
+      throw new PagetideError('PT_DOMAIN_UNKNOWN', `there is no domain '${domainName}' on this host`);
+    await this.#own(record).empty();
+    this.#parts.log.info({ domain: domainName }, 'emptied the directory of a domain');
+  }
+
+  // --- between agents
+
+  /**
+   * The directory of a domain that was made here, for a host that has it.
+   * @param as what it is called here, where no certificate says so
+   * @throws PagetideError `PT_DOMAIN_UNKNOWN`, `PT_DOMAIN_ELSEWHERE`, `PT_NO_PERMISSION`
+   */
+  member(id: string, as: string | undefined, sender: Sender): Directory {
+    const record = this.#need(id);
+    const own = this.#own(record);
+    const host = nameOf(as, sender);
+    const hosts = record.grants.filter(({ state }) => state !== 'revoking').map((grant) => grant.host);
+    if (host === undefined || !hosts.includes(host)) throw notGranted(host);
+    return new MemberDirectory(own, id, host);
+  }
+
+  /**
+   * A page of a guest's stable tags, for a host that has its domain.
+   * @throws PagetideError `PT_DOMAIN_UNKNOWN`, `PT_NO_PERMISSION`, `PT_GUEST_UNKNOWN`
+   */
+  guestTags(id: string, guest: string, cursor: number, as: string | undefined, sender: Sender): TagPage {
+    const { name } = this.#need(id);
+    const host = nameOf(as, sender);
+    const members = this.#parts.store.members(name);
+    if (host === undefined || !members.some((one) => one.host === host)) throw notGranted(host);
+    const found = this.#parts.stableTags(guest);
+    // one of another domain is none of the asker's
+    if (found?.domain !== name)
+      throw new PagetideError('PT_GUEST_UNKNOWN', `there is no guest '${guest}' of that domain here`);
+    return tagsFrom(found.tags, cursor);
+  }
+
+  #need(id: string): Readonly<DomainRecord> {
+    const record = this.#parts.store.byId(id);
+    if (record === undefined) throw new PagetideError('PT_DOMAIN_UNKNOWN', 'there is no such domain on this host');
+    return record;
+  }
+
+  #own({ id, name, home }: Readonly<DomainRecord>): PersistentDirectory {
+    if (home !== null)
+      throw new PagetideError('PT_DOMAIN_ELSEWHERE', `the directory of '${name}' is at ${home.host ?? home.url}`);
+    const own = this.#open.get(id)?.own;
+    if (own === undefined)
+      throw new PagetideError('PT_DOMAIN_UNKNOWN', `the directory of '${name}' is not open`, {
+        hint: "Try again; where that does not help, the agent's log says why.",
+      });
+    return own;
+  }
+
+  #soon(): void {
+    if (this.#due || this.#closed) return;
+    this.#due = true;
+    this.#work = this.#work.then(async () => {
+      this.#due = false;
+      if (await this.#follow()) for (const callback of this.#callbacks) callback();
+    });
+  }
+
+  /** Whether anything is another than before. */
+  async #follow(): Promise<boolean> {
+    const { store, log } = this.#parts;
+    let changed = false;
+    for (const [id, open] of [...this.#open]) {
+      const record = store.byId(id);
+      if (record !== undefined && placeOf(record) === open.place) continue;
+      changed = true;
+      this.#open.delete(id);
+      // also before its folder goes
+      await (open.own?.drop() ?? open.directory.close());
+    }
+    await this.#removeRest();
+    for (const record of store.all()) {
+      const { id, name } = record;
+      try {
+        if (!this.#open.has(id)) {
+          this.#open.set(id, await this.#begin(record));
+          changed = true;
+        }
+        await this.#takeOut(id);
+      } catch (thrown) {
+        const { code, message } = asPagetideError(thrown);
+        log.error({ domain: name, code }, `the directory of this domain can't be used: ${message}`);
+      }
+    }
+    return changed;
+  }
+
+  async #begin(record: Readonly<DomainRecord>): Promise<Open> {
+    const { folder, identity, control, connect, leaseMs = LEASE_MS, clock, wall } = this.#parts;
+    const { id: domain, name, home } = record;
+    const log = this.#parts.log.child({ domain: name });
+    const place = placeOf(record);
+    if (home !== null) {
+      const { host, url, as } = home;
+      const remote = new RemoteDirectory({ url, host, domain, as, connect });
+      return { name, place, self: as, own: undefined, directory: new DirectoryWatch(remote, host ?? url, log) };
+    }
+    const own = await PersistentDirectory.open({
+      ...{ folder: join(folder, domain), domain, leaseMs, log },
+      ...(clock === undefined ? {} : { clock }),
+      ...(wall === undefined ? {} : { wall }),
+    });
+    return { name, place, self: identity ?? `unix:${control}`, own, directory: new DirectoryWatch(own, null, log) };
+  }
+
+  /** Takes out who has the domain no more; also what a snapshot brought back. */
+  async #takeOut(id: string): Promise<void> {
+    const open = this.#open.get(id);
+    if (open?.own === undefined) return;
+    for (const { host } of await open.own.hosts()) {
+      const grants = this.#parts.store.byId(id)?.grants ?? [];
+      if (host !== open.self && !grants.some((one) => one.host === host && one.state !== 'revoking'))
+        await open.own.removeHost(host);
+    }
+  }
+
+  /** Removes the folders of domains that are gone. */
+  async #removeRest(): Promise<void> {
+    const { store, folder, log } = this.#parts;
+    for (const name of await readdir(folder).catch(() => [])) {
+      if (store.byId(name)?.home === null || this.#open.has(name)) continue;
+      await rm(join(folder, name), { recursive: true, force: true }).catch((thrown: unknown) => {
+        log.warn({ code: 'PT_IO' }, `cannot remove the directory of a domain that is gone: ${String(thrown)}`);
+      });
+    }
+  }
+}
+
+function placeOf({ home }: Readonly<DomainRecord>): string {
+  return home === null ? '' : JSON.stringify([home.host, home.url, home.as]);
+}
+
+function nameOf(as: string | undefined, sender: Sender): string | undefined {
+  return sender ?? as;
+}
+
+function notGranted(host: string | undefined): PagetideError {
+  return new PagetideError('PT_NO_PERMISSION', `${host?.slice(0, 300) ?? 'nobody'} does not have that domain`, {
+    hint: 'Only hosts that have a domain use its directory: `pagetide domain grant` on the host that made it.',
+  });
+}

@@ -1,0 +1,103 @@
+/** A directory as this agent uses it, and how that goes: for its log and its status. */
+import type { Logger } from 'pino';
+import type { Directory, Holders, HostInfo, LackingPage, Report, ReportAnswer } from '../directory/directory.ts';
+import type { Hint, HintSubject } from '../directory/hint.ts';
+import { asPagetideError, type ErrorJson, type PagetideError } from '../errors.ts';
+
+export interface DirectoryState {
+  /** The agent that has it; null: this one. */
+  home: string | null;
+  /** The last call was answered, by a refusal too; or there was none yet. */
+  reachable: boolean;
+  /** Why this host's reports are not taken: `PT_SUPERSEDED`, `PT_NO_PERMISSION`, …, until one is. */
+  error?: ErrorJson;
+}
+
+export class DirectoryWatch implements Directory {
+  readonly #inner: Directory;
+  readonly #log: Logger;
+  readonly #home: string | null;
+  #reachable = true;
+  #error: PagetideError | undefined;
+
+  /** @param log tells of the domain already */
+  constructor(inner: Directory, home: string | null, log: Logger) {
+    this.#inner = inner;
+    this.#home = home;
+    this.#log = log;
+  }
+
+  get state(): DirectoryState {
+    const error = this.#error === undefined ? {} : { error: this.#error.toJSON() };
+    return { home: this.#home, reachable: this.#reachable, ...error };
+  }
+
+  report(report: Report): Promise<ReportAnswer> {
+    return this.#watch(this.#inner.report(report), true);
+  }
+  heartbeat(host: string, epoch: number, sequence?: number): Promise<ReportAnswer> {
+    return this.#watch(this.#inner.heartbeat(host, epoch, sequence), true);
+  }
+  holders(domain: string, tags: Uint8Array): Promise<Holders> {
+    return this.#watch(this.#inner.holders(domain, tags));
+  }
+  lacking(domain: string, host: string, options: { limit: number; cursor?: string }): Promise<LackingPage> {
+    return this.#watch(this.#inner.lacking(domain, host, options));
+  }
+  hosts(): Promise<HostInfo[]> {
+    return this.#watch(this.#inner.hosts());
+  }
+  hints(domain: string): Promise<Hint[]> {
+    return this.#watch(this.#inner.hints(domain));
+  }
+  hint(domain: string, hint: Hint): Promise<void> {
+    return this.#watch(this.#inner.hint(domain, hint));
+  }
+  withdraw(domain: string, subject: HintSubject): Promise<boolean> {
+    return this.#watch(this.#inner.withdraw(domain, subject));
+  }
+  removeHost(host: string): Promise<void> {
+    return this.#watch(this.#inner.removeHost(host));
+  }
+  removeDomain(domain: string): Promise<void> {
+    return this.#watch(this.#inner.removeDomain(domain));
+  }
+  empty(): Promise<void> {
+    return this.#watch(this.#inner.empty());
+  }
+  close(): Promise<void> {
+    return this.#inner.close();
+  }
+
+  /** @param tells whether it is this host's report, or instead of one */
+  async #watch<T>(call: Promise<T>, tells = false): Promise<T> {
+    try {
+      const result = await call;
+      this.#reached(true);
+      if (tells && this.#error !== undefined) {
+        this.#log.info('the directory takes reports of this host again');
+        this.#error = undefined;
+      }
+      return result;
+    } catch (thrown) {
+      const error = asPagetideError(thrown);
+      const away = error.code === 'PT_PEER_UNREACHABLE';
+      if (error.code !== 'PT_CANCELLED') this.#reached(!away, error.message);
+      // once, not with every try
+      if (tells && !away && error.code !== 'PT_CANCELLED') {
+        const { code, message, hint } = error;
+        if (this.#error?.code !== code)
+          this.#log.warn({ code, hint }, `the directory takes no report of this host: ${message}`);
+        this.#error = error;
+      }
+      throw thrown;
+    }
+  }
+
+  #reached(is: boolean, why?: string): void {
+    if (is === this.#reachable) return;
+    this.#reachable = is;
+    if (is) this.#log.info({ home: this.#home }, 'the directory is reached again');
+    else this.#log.warn({ home: this.#home }, `the directory is not reached: ${why}`);
+  }
+}
