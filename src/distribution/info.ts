@@ -2,6 +2,7 @@
  * What operators see of distribution, and what they set: plain data, as the API gives it. All pages have 4096 bytes; all times of the
  * past are Unix milliseconds (`…At`), all durations milliseconds (`…Ms`).
  */
+import type { Hint } from './hints.ts';
 import type { Prices } from './importance.ts';
 import type { Rates } from './token-bucket.ts';
 
@@ -45,7 +46,7 @@ export const DISTRIBUTION_DEFAULTS = {
   horizonMs: 3_600_000,
   intervalMs: 60_000,
   moves: 0.5,
-  prices: { hold: 1 / 16, bring: 1 / 4, hysteresis: 1.25 },
+  prices: { hold: 1 / 32, bring: 1 / 4, hysteresis: 1.25 },
 } as const satisfies DistributionSettings;
 
 export interface DistributionInfo {
@@ -106,8 +107,8 @@ export interface PlanInfo {
   tookMs: number;
   /** Domains whose directory did not answer: for those the plan before goes on. */
   away: string[];
-  /** Candidates that were looked at no more, as there were too many. */
-  leftOut: number;
+  /** False: there were more candidates than one plan looks at. */
+  complete: boolean;
 }
 
 /** Since the agent began. */
@@ -166,6 +167,8 @@ export interface HostExplanation {
   queued: number;
   /** In neither, and not to be brought. */
   missing: number;
+  /** Hints that the domain's last plan knew, as {@link hintText} says them; null: no plan yet. Who waits for `queued` to be 0 after a hint waits for it here first. */
+  hints: string[] | null;
   /** Every page is in exactly one; by decision and reason, only those that occur. */
   decisions: DecisionCount[];
 }
@@ -211,6 +214,13 @@ export function addHostExplanations(a: HostExplanation, b: HostExplanation): Hos
     brought: a.brought + b.brought,
     queued: a.queued + b.queued,
     missing: a.missing + b.missing,
+    // a plan may have come between the two: what both knew
+    hints: a.hints?.filter((hint) => b.hints?.includes(hint) ?? false) ?? null,
     decisions,
   };
+}
+
+/** A hint without its time: `evacuate HOST` or `affinity GUEST HOST…`. */
+export function hintText(hint: Hint): string {
+  return hint.kind === 'evacuate' ? `evacuate ${hint.host}` : `affinity ${hint.guest} ${hint.hosts.join(' ')}`;
 }
