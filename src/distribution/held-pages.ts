@@ -180,7 +180,6 @@ export class HeldPages {
       if (row % 4096 === 4095) yield;
       if (this.state[row] !== FREE && this.domain[row] === domain) this.drop(row);
     }
-    this.#domains.delete(domain);
   }
 
   /** Forgets what never paid long ago; in pieces. */
