@@ -145,7 +145,12 @@ export class DomainCandidates {
    * A guest's own tags: its likelihood takes the place of its host's share. Calls `alone` with those that have no row: whoever calls finds out
    * whether a guest here has them.
    */
-  *addGuest(tags: Uint8Array, miss: number, hostMiss: number, alone: (words: Uint32Array, at: number) => void): Generator<void, void> {
+  *addGuest(
+    tags: Uint8Array,
+    miss: number,
+    hostMiss: number,
+    alone: (words: Uint32Array, at: number) => void,
+  ): Generator<void, void> {
     const words = toWords(tags);
     for (let i = 0; i < words.length / TAG_WORDS; i++) {
       if (i % 512 === 511) yield;
@@ -158,7 +163,14 @@ export class DomainCandidates {
   }
 
   /** A page of guests by name that the directory has no record of. */
-  addAlone(words: Uint32Array, at: number, host: string, miss: number, nowMs: number, before: DomainCandidates | undefined): void {
+  addAlone(
+    words: Uint32Array,
+    at: number,
+    host: string,
+    miss: number,
+    nowMs: number,
+    before: DomainCandidates | undefined,
+  ): void {
     const row = this.row(words, at, nowMs, before);
     this.guests[row]!++;
     this.miss[row]! += miss;

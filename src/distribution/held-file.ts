@@ -27,7 +27,12 @@ const SOME = 2048;
  * Writes the file; resolves when it is on the disk. Rows that change meanwhile are written as they were or as they are.
  * @throws PagetideError `PT_NO_SPACE`, `PT_IO`
  */
-export async function writeHeld(path: string, pages: HeldPages, score: readonly ScoreRecord[], nowMs: number): Promise<void> {
+export async function writeHeld(
+  path: string,
+  pages: HeldPages,
+  score: readonly ScoreRecord[],
+  nowMs: number,
+): Promise<void> {
   const turns = new Turns();
   const json = Buffer.from(JSON.stringify(score));
   const pieces: Buffer[] = [];
@@ -64,7 +69,8 @@ export async function readHeld(path: string, pages: HeldPages, nowMs: number): P
     throw asPagetideError(error, 'PT_IO', `cannot read ${path}`);
   }
   const turns = new Turns();
-  const damaged = (): Error => asPagetideError(new Error('damaged, or cut off'), 'PT_IO', `${path} is not what was written`);
+  const damaged = (): Error =>
+    asPagetideError(new Error('damaged, or cut off'), 'PT_IO', `${path} is not what was written`);
   if (file.length < HEAD + CHECK || !file.subarray(0, 8).equals(MAGIC)) throw damaged();
   const rows = file.readUInt32LE(8);
   const first = HEAD + file.readUInt32LE(12);

@@ -124,7 +124,12 @@ export class HeldPages {
       if (this.state[known] === HELD) return;
       this.drop(known);
     }
-    this.#put(words, at, { ...page, state: HELD, ageMs: 0, arrivals: 0, served: 0, class: pageClassOf(page.guests) }, nowMs);
+    this.#put(
+      words,
+      at,
+      { ...page, state: HELD, ageMs: 0, arrivals: 0, served: 0, class: pageClassOf(page.guests) },
+      nowMs,
+    );
   }
 
   /** A row of a file. */

@@ -39,15 +39,18 @@ export class DomainPlan {
   /** The domain is no more. */
   gone = false;
 
-  constructor(
-    readonly domain: Domain,
-    /** As its directory calls it. */
-    readonly id: string,
-    readonly table: DomainCandidates,
-    readonly hints: readonly Hint[],
-    /** Unix milliseconds. */
-    readonly madeAt: number,
-  ) {}
+  readonly domain: Domain;
+  readonly table: DomainCandidates;
+  readonly hints: readonly Hint[];
+  /** Unix milliseconds. */
+  readonly madeAt: number;
+
+  constructor(domain: Domain, table: DomainCandidates, hints: readonly Hint[], madeAt: number) {
+    this.domain = domain;
+    this.table = table;
+    this.hints = hints;
+    this.madeAt = madeAt;
+  }
 
   get queued(): number {
     return this.queue.length - this.at;
@@ -124,7 +127,7 @@ class Making {
         });
         room -= table.size;
         planned.complete &&= complete;
-        this.fresh.push(new DomainPlan(domain, place.domain, table, hints, unixMs()));
+        this.fresh.push(new DomainPlan(domain, table, hints, unixMs()));
       } catch (error) {
         planned.away.push({ domain: domain.name, error: asPagetideError(error) });
         if (last !== undefined) this.old.push(last);
@@ -188,7 +191,8 @@ class Making {
       for (let from = 0; from < table.index.rows; from += SOME) {
         await this.turns.next();
         rows.length = 0;
-        for (let row = from; row < Math.min(table.index.rows, from + SOME); row++) if (table.held[row] !== 1) rows.push(row);
+        for (let row = from; row < Math.min(table.index.rows, from + SOME); row++)
+          if (table.held[row] !== 1) rows.push(row);
         const tags = table.index.tagsOf(rows);
         const present = new Uint8Array(rows.length);
         cache.has(tags, present);
