@@ -37,7 +37,7 @@ import { hintText, type DistributionInfo, type DistributionSettings, type HostEx
 import { makeErrand, MOST_ERRAND, nextPlan, type RowErrand } from './make-errand.ts';
 import { makePlan, type DomainPlan } from './planner.ts';
 import { readSettings, writeSettings, type SavedSettings } from './saved-settings.ts';
-import { Score } from './score.ts';
+import { pageClassOf, Score } from './score.ts';
 import { serveArrival } from './serve-arrival.ts';
 import { shrinkTo } from './shrink.ts';
 import { statusOf } from './status.ts';
@@ -54,7 +54,7 @@ const LEAST_ERRAND = 16;
 
 export interface DistributorParts {
   around: Surroundings;
-  cache: PageCache | undefined;
+  cache: Pick<PageCache, 'has' | 'setValue' | 'stats'> | undefined;
   resident: ResidentIndex | undefined;
   bringer: Bringer;
   settings: DistributionSettings;
@@ -103,15 +103,22 @@ export class Distributor {
   /** Takes up what an earlier run left, and begins. What can't be read is said and dropped. */
   async start(): Promise<void> {
     const { folder, log, bringer, settings } = this.#parts;
+    const lost = (error: unknown): void => {
+      const { code, message } = asPagetideError(error);
+      log.warn({ code }, `what distribution had kept is lost: ${message}`);
+    };
     try {
       await mkdir(folder, { recursive: true, mode: 0o700 });
       this.#saved = await readSettings(this.#path('settings.json'));
-      bringer.setRates(this.#saved.rates ?? settings.rates);
+    } catch (error) {
+      lost(error);
+    }
+    bringer.setRates(this.#saved.rates ?? settings.rates);
+    try {
       const score = await readHeld(this.#path('held'), this.#held, this.#now());
       if (score !== undefined) this.#score = Score.from(score, () => this.#now());
     } catch (error) {
-      const { code, message } = asPagetideError(error);
-      log.warn({ code }, `what distribution had kept is lost: ${message}`);
+      lost(error);
     }
     this.#savedChanges = this.#held.changes;
     this.#loop = this.#run();
@@ -288,7 +295,7 @@ export class Distributor {
     this.#plans = planned.plans;
     for (const { name } of around.domains()) if (around.directory(name) !== undefined) this.#reachable.set(name, true);
     for (const { domain, error } of planned.away) {
-      this.#reachable.set(domain, false);
+      if (this.#reachable.has(domain)) this.#reachable.set(domain, false);
       log.debug({ domain, code: error.code }, `the directory is away: ${error.message}`);
     }
     for (const { guest, host, error } of planned.missed)
@@ -337,14 +344,11 @@ export class Distributor {
   #take({ plan, rows, tags }: RowErrand, { outcome, wireBytes, unreachable }: ErrandResult): void {
     const { domain, table } = plan;
     const words = toWords(tags);
-    const stopped: number[] = [];
     let brought = 0;
     let full = false;
     for (const [i, row] of rows.entries()) {
-      if (outcome[i] === STOPPED) {
-        stopped.push(row);
-        continue;
-      }
+      // by a pause, another budget, or the end: a plan comes before anything else is brought
+      if (outcome[i] === STOPPED) continue;
       table.decision[row] = SKIP;
       if (outcome[i] === ABSENT) this.#totals.absentPages++;
       if (outcome[i] === FULL) full = true;
@@ -358,14 +362,12 @@ export class Distributor {
         wireBytes: bytes,
       };
       this.#held.add(words, i * TAG_WORDS, page, this.#now());
-      this.#score.brought(domain.name, this.#held.classOf(this.#held.find(domain.id, words, i * TAG_WORDS)), bytes);
+      this.#score.brought(domain.name, pageClassOf(page.guests), bytes);
       this.#means.brought(domain.id, bytes);
       this.#totals.broughtBytes += bytes;
       brought++;
     }
     this.#totals.broughtPages += brought;
-    // back to where they were: the queue's part behind `at` was taken off by this errand alone, unless it was cleared
-    if (plan.at >= stopped.length && plan.queued > 0) for (const row of stopped.reverse()) plan.queue[--plan.at] = row;
     // no holder there now, or no room: the next plan knows more
     if (full || (brought === 0 && unreachable.length > 0)) plan.clear();
   }
