@@ -275,7 +275,10 @@ void t.test('numbers that are none, and what is refused', (t) => {
     { ...PLAIN, holdBytes: NaN },
     { ...PLAIN, holdBytes: -1e9 },
   ]);
-  t.same({ ...choose(odd, 4096), leave: 0 }, { bring: Uint32Array.of(0), leave: 0, chosen: Uint8Array.of(1, 0, 0, 0), bytes: 4096 });
+  t.same(
+    { ...choose(odd, 4096), leave: 0 },
+    { bring: Uint32Array.of(0), leave: 0, chosen: Uint8Array.of(1, 0, 0, 0), bytes: 4096 },
+  );
   const code = { code: 'PT_BAD_ARGUMENT' };
   const all = candidates([PLAIN]);
   for (const budget of [-1, NaN]) t.throws(() => choose(all, budget), code);

@@ -47,9 +47,12 @@ export class FakeClock implements Clock {
   async wait(ms: number, signal: AbortSignal): Promise<void> {
     if (signal.aborted) return setImmediate();
     return new Promise((resolve) => {
-      const wait = { at: this.now + ms, done: resolve };
-      this.#waits.push(wait);
-      signal.addEventListener('abort', () => resolve(), { once: true });
+      const done = (): void => {
+        signal.removeEventListener('abort', done);
+        resolve();
+      };
+      this.#waits.push({ at: this.now + ms, done });
+      signal.addEventListener('abort', done);
     });
   }
 
