@@ -1,4 +1,5 @@
 /** Sorting of many by one number: a radix sort, O(n), stable, so of equals the first given comes first. */
+import { finish, PIECE } from './pieces.ts';
 
 const BITS = 16;
 const BUCKETS = 1 << BITS;
@@ -16,14 +17,28 @@ export function orderKey(value: number): number {
 
 /** The indices of `keys` (whole numbers of 32 bits) in ascending order of their keys. */
 export function ascending(keys: Uint32Array): Uint32Array {
-  let order = Uint32Array.from(keys, (_, at) => at);
-  let next = new Uint32Array(keys.length);
+  return finish(ascendingInPieces(keys));
+}
+
+/** The same in pieces: yields after each. `keys` must not change meanwhile. */
+export function* ascendingInPieces(keys: Uint32Array): Generator<void, Uint32Array> {
+  const count = keys.length;
+  let order = new Uint32Array(count);
+  let next = new Uint32Array(count);
+  for (let i = 0; i < count; i++) order[i] = i;
   const ends = new Uint32Array(BUCKETS + 1);
   for (let shift = 0; shift < 32; shift += BITS) {
     ends.fill(0);
-    for (const key of keys) ends[((key >>> shift) & (BUCKETS - 1)) + 1]!++;
+    for (let i = 0; i < count; i++) {
+      if (i % PIECE === PIECE - 1) yield;
+      ends[((keys[i]! >>> shift) & (BUCKETS - 1)) + 1]!++;
+    }
     for (let bucket = 1; bucket <= BUCKETS; bucket++) ends[bucket]! += ends[bucket - 1]!;
-    for (const at of order) next[ends[(keys[at]! >>> shift) & (BUCKETS - 1)]!++] = at;
+    for (let i = 0; i < count; i++) {
+      if (i % PIECE === PIECE - 1) yield;
+      const at = order[i]!;
+      next[ends[(keys[at]! >>> shift) & (BUCKETS - 1)]!++] = at;
+    }
     [order, next] = [next, order];
   }
   return order;

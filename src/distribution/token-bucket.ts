@@ -71,7 +71,7 @@ export class TokenBucket {
 
   /** @throws {PagetideError} PT_BAD_ARGUMENT: see {@link setRates} */
   constructor(rates: Rates, nowMs: () => number) {
-    this.#rates = check(rates);
+    this.#rates = checkRates(rates);
     this.#nowMs = nowMs;
     this.#atMs = nowMs();
   }
@@ -87,7 +87,7 @@ export class TokenBucket {
    * @throws {PagetideError} PT_BAD_ARGUMENT: an average below {@link LOWEST_RATE}, a peak below the average, or no finite number
    */
   setRates(rates: Rates): void {
-    const next = check(rates);
+    const next = checkRates(rates);
     this.#tick();
     this.#rates = next;
     this.#left = refill(this.#left, 0, next.average);
@@ -184,7 +184,8 @@ export class TokenBucket {
   }
 }
 
-function check({ average, peak }: Rates): Rates {
+/** @throws {PagetideError} PT_BAD_ARGUMENT: see {@link TokenBucket.setRates} */
+export function checkRates({ average, peak }: Rates): Rates {
   if (!Number.isFinite(peak) || !(average >= LOWEST_RATE) || !(peak >= average))
     throw new PagetideError(
       'PT_BAD_ARGUMENT',

@@ -12,7 +12,7 @@ export const UNFINISHED = '.new';
  * @throws PagetideError `PT_NO_SPACE`, `PT_IO`; what was there is still there then, unless only its folder could not be
  * made durable
  */
-export async function writeWhole(path: string, content: string | Iterable<Uint8Array>): Promise<void> {
+export async function writeWhole(path: string, content: string | Uint8Array | Iterable<Uint8Array>): Promise<void> {
   const early = path + UNFINISHED;
   try {
     await rm(early, { force: true });

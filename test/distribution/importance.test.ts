@@ -1,24 +1,30 @@
 /** What pages are worth at a host, and which of them are chosen: against naive models, and that choices stand still. */
 import fc from 'fast-check';
-import t from 'tap';
+import t, { type Test } from 'tap';
 import { Hints } from '../../src/distribution/hints.ts';
 import {
+  arrivalLikelihoods,
   choose,
   costBytes,
-  expectedArrivals,
   expectedBytes,
   explain,
   importance,
   PRICES,
+  SHARED_LIFE_MS,
   stability,
   type Candidates,
   type Choice,
 } from '../../src/distribution/importance.ts';
+import { DISTRIBUTION_DEFAULTS } from '../../src/distribution/info.ts';
+
+function near(t: Test, value: number, expected: number, message?: string): void {
+  t.ok(Math.abs(value - expected) < 1e-6, message ?? `${value} is ${expected}`);
+}
 
 const HOUR_MS = 3_600_000;
 
 interface Page {
-  arrivals: number;
+  likelihood: number;
   wireBytes: number;
   holdBytes: number;
   bringBytes: number;
@@ -26,12 +32,19 @@ interface Page {
   unpaid: boolean;
 }
 
-const PLAIN: Page = { arrivals: 3, wireBytes: 2000, holdBytes: 4096, bringBytes: 2000, held: false, unpaid: false };
+const PLAIN: Page = {
+  likelihood: 0.75,
+  wireBytes: 2000,
+  holdBytes: 4096,
+  bringBytes: 2000,
+  held: false,
+  unpaid: false,
+};
 
 function candidates(pages: readonly Page[]): Candidates {
   return {
     guests: Uint32Array.from(pages, () => 6),
-    arrivals: Float64Array.from(pages, (page) => page.arrivals),
+    likelihood: Float64Array.from(pages, (page) => page.likelihood),
     stability: new Float64Array(pages.length).fill(0.5),
     wireBytes: Float64Array.from(pages, (page) => page.wireBytes),
     score: new Float64Array(pages.length).fill(1),
@@ -51,7 +64,7 @@ function carriedOut(pages: Candidates, { bring, leave }: Choice): Candidates {
 }
 
 const page = fc.record({
-  arrivals: fc.oneof(fc.constantFrom(0, 1, 3), fc.double({ min: 0, max: 12, noNaN: true })),
+  likelihood: fc.oneof(fc.constantFrom(0, 0.5, 1), fc.double({ min: 0, max: 1, noNaN: true })),
   wireBytes: fc.nat(4096),
   holdBytes: fc.constantFrom(512, 4096, 4096, 65_536),
   bringBytes: fc.nat(4096),
@@ -78,8 +91,8 @@ void t.test('a choice keeps to its budget, and equals the naive one', (t) => {
       let used = 0;
       for (const at of order) {
         const page = list[at]!;
-        const value = page.arrivals * 0.5 * page.wireBytes;
-        const price = page.holdBytes / 16 + (page.held ? 0 : page.bringBytes);
+        const value = page.likelihood * 0.5 * page.wireBytes;
+        const price = page.holdBytes / 32 + (page.held ? 0 : page.bringBytes / 4);
         if (value === 0 || value < price || (page.unpaid && !page.held) || used + page.holdBytes > budget) continue;
         used += page.holdBytes;
         expected.add(at);
@@ -124,7 +137,7 @@ void t.test('small ups and downs of importance move nothing', (t) => {
       let all = candidates(list);
       all = carriedOut(all, choose(all, 10 * 4096));
       return rounds.every((factors) => {
-        const now = { ...all, arrivals: Float64Array.from(factors, (factor) => 3 * factor) };
+        const now = { ...all, likelihood: Float64Array.from(factors, (factor) => 0.75 * factor) };
         const { bring, leave } = choose(now, 10 * 4096);
         return bring.length === 0 && leave.length === 0;
       });
@@ -132,10 +145,10 @@ void t.test('small ups and downs of importance move nothing', (t) => {
   );
   const rival = candidates([
     { ...PLAIN, held: true },
-    { ...PLAIN, arrivals: 3.7 },
+    { ...PLAIN, likelihood: 0.93 },
   ]);
   t.same([...choose(rival, 4096).bring], [], 'less than a quarter more important');
-  rival.arrivals[1] = 3.8;
+  rival.likelihood[1] = 0.94;
   const { bring, leave } = choose(rival, 4096);
   t.same([[...bring], [...leave]], [[1], [0]], 'more than that');
   t.end();
@@ -145,7 +158,7 @@ void t.test('pages of one size and cost: no other choice saves more', (t) => {
   const few = fc.array(fc.integer({ min: 0, max: 12 }), { minLength: 1, maxLength: 9 });
   fc.assert(
     fc.property(few, fc.nat(9), (arrivals, room) => {
-      const all = candidates(arrivals.map((arrivals) => ({ ...PLAIN, arrivals })));
+      const all = candidates(arrivals.map((twelfths) => ({ ...PLAIN, likelihood: twelfths / 12 })));
       const net = (at: number) => expectedBytes(all, at) - costBytes(all, at);
       let best = 0;
       for (let set = 0; set < 1 << arrivals.length; set++) {
@@ -166,10 +179,10 @@ void t.test('pages of one size and cost: no other choice saves more', (t) => {
 void t.test('a lowered budget, and pages that never paid', (t) => {
   const all = candidates([
     { ...PLAIN, held: true },
-    { ...PLAIN, held: true, unpaid: true, arrivals: 12 },
-    { ...PLAIN, held: true, arrivals: 0.1 },
-    { ...PLAIN, held: true, arrivals: 2 },
-    { ...PLAIN, unpaid: true, arrivals: 12 },
+    { ...PLAIN, held: true, unpaid: true, likelihood: 1 },
+    { ...PLAIN, held: true, likelihood: 0.1 },
+    { ...PLAIN, held: true, likelihood: 0.5 },
+    { ...PLAIN, unpaid: true, likelihood: 1 },
   ]);
   t.same([...choose(all, 1e9).leave], [2], 'not worth its cost, with any room');
   t.same([...choose(all, 2 * 4096).leave], [1, 2], 'what never paid goes first');
@@ -184,29 +197,61 @@ void t.test('the worked example of the documentation', (t) => {
   const guests = ['a', 'a', 'a', 'a', 'b', 'b'].map((at, i) => ({ guest: `g${i}`, at }));
   const offsets = Uint32Array.of(0, 6, 7);
   const holders = Uint32Array.of(0, 1, 2, 3, 4, 5, 0);
-  const arrivals = expectedArrivals(offsets, holders, hints.arrivals(guests, 'c', hosts));
-  t.same([...arrivals], [3, 0.5]);
-  const stable = stability((50 / 60) * HOUR_MS, 3 * HOUR_MS, HOUR_MS / 6);
-  t.ok(Math.abs(stable - 0.5) < 1e-9);
-  const all = candidates([PLAIN, { ...PLAIN, arrivals: 0.5 }]);
+  const moves = DISTRIBUTION_DEFAULTS.moves;
+  const likelihoods = hints.arrivals(guests, 'c', hosts, moves);
+  t.same(
+    [...likelihoods],
+    guests.map(() => 0.25),
+    'one of two moves, and to one of two hosts',
+  );
+  const [six, one] = arrivalLikelihoods(offsets, holders, likelihoods) as unknown as [number, number];
+  near(t, six, 1 - 0.75 ** 6);
+  near(t, one, 0.25);
+  const stable = stability(0, HOUR_MS, SHARED_LIFE_MS);
+  near(t, stable, Math.sqrt(2 / 3));
+  const all = candidates([PLAIN, PLAIN]);
+  all.likelihood.set([six, one]);
+  all.stability.fill(stable);
   const choice = choose(all, 1e6);
-  t.same(explain(all, choice, 0), {
-    ...{ decision: 'bring', reason: 'important', guestsElsewhere: 6, expectedArrivals: 3, stability: 0.5 },
-    ...{ wireBytes: 2000, scoreFactor: 1, expectedBytes: 3000, holdBytes: 4096, bringBytes: 2000, costBytes: 2256 },
-    importance: 3000 / 2256,
-  });
-  t.match(explain(all, choice, 1), { decision: 'skip', reason: 'not worth its cost', expectedBytes: 500 });
+  const first = explain(all, choice, 0);
+  t.match(first, { decision: 'bring', reason: 'important', guestsElsewhere: 6, costBytes: 628 });
+  t.equal(Math.round(first.expectedBytes), 1342);
+  t.equal(first.importance.toFixed(2), '2.14');
+  const second = explain(all, choice, 1);
+  t.match(second, { decision: 'skip', reason: 'not worth its cost' });
+  t.equal(Math.round(second.expectedBytes), 408);
   t.match(explain(all, choose(all, 0), 0), { decision: 'skip', reason: 'no room in the budget' });
   hints.evacuate('a', HOUR_MS);
-  const planned = expectedArrivals(offsets, holders, hints.arrivals(guests, 'c', hosts));
-  t.same([...planned], [4, 0.5], 'four of a to b or c, two of b to c only: 4 × 1/2 + 2 × 1');
-  const byHost = expectedArrivals(
+  const evacuated = hints.arrivals(guests, 'c', hosts, moves);
+  const [, alone] = arrivalLikelihoods(offsets, holders, evacuated) as unknown as [number, number];
+  near(t, alone, 0.5, 'a guest of a goes to b or c');
+  const byHost = arrivalLikelihoods(
     Uint32Array.of(0, 2),
     Uint32Array.of(0, 1),
-    Float64Array.of(1, 0.5),
+    Float64Array.of(0.5, 0.25),
     Uint32Array.of(4, 2),
   );
-  t.same([...byHost], [5], 'where only hosts and counts are known');
+  near(t, byHost[0]!, 1 - 0.5 ** 4 * 0.75 ** 2, 'where only hosts and counts are known');
+  near(t, arrivalLikelihoods(Uint32Array.of(0, 1), Uint32Array.of(0), Float64Array.of(1))[0]!, 1, 'sure to come');
+  t.end();
+});
+
+void t.test('the defaults: what two guests hold is brought, what one holds is not', (t) => {
+  const { horizonMs, moves, prices } = DISTRIBUTION_DEFAULTS;
+  t.same(prices, PRICES);
+  const likelihood = (guests: number) => 1 - (1 - moves / 2) ** guests;
+  const brought = (guests: number, wireBytes: number, unchangedMs = 0) => {
+    const all = candidates([{ ...PLAIN, likelihood: likelihood(guests), wireBytes, bringBytes: wireBytes }]);
+    all.stability.fill(stability(unchangedMs, horizonMs, SHARED_LIFE_MS));
+    return choose(all, 1e6).bring.length === 1;
+  };
+  t.ok(brought(2, 2000), 'two like guests, as soon as they are known');
+  t.notOk(
+    [500, 1000, 2000, 4096].some((bytes) => brought(1, bytes, 1e12)),
+    'one, however long its page stays',
+  );
+  t.ok(brought(4, 500), 'small pages, where more guests have them');
+  t.notOk(brought(2, 500));
   t.end();
 });
 
@@ -226,11 +271,14 @@ void t.test('stability', (t) => {
 void t.test('numbers that are none, and what is refused', (t) => {
   const odd = candidates([
     PLAIN,
-    { ...PLAIN, arrivals: NaN },
+    { ...PLAIN, likelihood: NaN },
     { ...PLAIN, holdBytes: NaN },
     { ...PLAIN, holdBytes: -1e9 },
   ]);
-  t.same({ ...choose(odd, 4096), leave: 0 }, { bring: Uint32Array.of(0), leave: 0, bytes: 4096 });
+  t.same(
+    { ...choose(odd, 4096), leave: 0 },
+    { bring: Uint32Array.of(0), leave: 0, chosen: Uint8Array.of(1, 0, 0, 0), bytes: 4096 },
+  );
   const code = { code: 'PT_BAD_ARGUMENT' };
   const all = candidates([PLAIN]);
   for (const budget of [-1, NaN]) t.throws(() => choose(all, budget), code);

@@ -1,0 +1,450 @@
+/**
+ * Distribution at this host: decides what is brought here, has it brought, and keeps the account.
+ *
+ *                     no cache, or no budget
+ *   off ◄──────────────────────────────────────────── any
+ *
+ *             plan is due                    queue                         queue empty
+ *   idle ───────────────────► planning ──────────────► bringing ───────────────────────► idle
+ *     │                          │ no directory answered,   │  ▲                            or directory-away, where no directory answered
+ *     │                          │ nothing queued           │  │ the migration has ended
+ *     │                          ╰──► directory-away        ▼  │
+ *     │ pause                         (plans again)     standing-back: a migration runs here (the bringer waits)
+ *     ▼
+ *   paused ── resume ──► planning
+ *
+ * One loop does it, an errand or a plan at a time. A plan is due an interval after the last one, and soon when a hint comes or goes, when domains
+ * change, and when the budget is set. All of it is in the agent's main thread, in turns of a few milliseconds.
+ *
+ * What is held is known across a restart (held-file.ts), so the first plan of a new run is what the last one had left.
+ */
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { Logger } from 'pino';
+import { asPagetideError, PagetideError } from '../errors.ts';
+import type { PageCache } from '../pages/cache.ts';
+import { MOST_QUERY_TAGS } from '../directory/directory.ts';
+import type { Manifest } from '../pages/manifest.ts';
+import type { ResidentIndex } from '../pages/resident.ts';
+import { TAG_WORDS, toWords } from '../directory/tag-words.ts';
+import { ABSENT, BROUGHT, FULL, STOPPED, type Bringer, type ErrandResult, type Surroundings } from './bringing.ts';
+import { KEEP, SKIP } from './candidates.ts';
+import { systemClock, type Clock } from './clock.ts';
+import { explainPages } from './explain-pages.ts';
+import { readHeld, writeHeld } from './held-file.ts';
+import { HELD_BYTES, HeldPages } from './held-pages.ts';
+import { hintText, type DistributionInfo, type DistributionSettings, type HostExplanation } from './info.ts';
+import { makeErrand, MOST_ERRAND, nextPlan, type RowErrand } from './make-errand.ts';
+import { makePlan, type DomainPlan } from './planner.ts';
+import { readSettings, writeSettings, type SavedSettings } from './saved-settings.ts';
+import { pageClassOf, Score } from './score.ts';
+import { serveArrival } from './serve-arrival.ts';
+import { shrinkTo } from './shrink.ts';
+import { statusOf } from './status.ts';
+import { checkRates, type Rates } from './token-bucket.ts';
+import { WireMeans } from './wire-means.ts';
+
+/** Between two looks at the hints, milliseconds. */
+export const HINTS_MS = 10_000;
+/** Between two writings of what is held, milliseconds. */
+export const SAVE_MS = 60_000;
+/** An errand is for so many milliseconds of the average rate, so that what changes meanwhile is soon seen. */
+const ERRAND_MS = 2000;
+const LEAST_ERRAND = 16;
+
+export interface DistributorParts {
+  around: Surroundings;
+  cache: Pick<PageCache, 'has' | 'setValue' | 'stats'> | undefined;
+  resident: ResidentIndex | undefined;
+  bringer: Bringer;
+  settings: DistributionSettings;
+  /** `<state>/distribution`. */
+  folder: string;
+  log: Logger;
+  clock?: Clock;
+}
+
+export class Distributor {
+  readonly #parts: DistributorParts;
+  readonly #clock: Clock;
+  readonly #held = new HeldPages();
+  readonly #means = new WireMeans();
+  #score: Score;
+  #saved: SavedSettings = { paused: false };
+  #plans = new Map<number, DomainPlan>();
+  readonly #totals: DistributionInfo['totals'] = {
+    ...{ broughtPages: 0, broughtBytes: 0, servedPages: 0, savedBytes: 0, leftPages: 0, evictedPages: 0 },
+    ...{ absentPages: 0, wrongPages: 0, plans: 0 },
+  };
+  #lastPlan: DistributionInfo['lastPlan'] = null;
+  /** Domains by name: whether the directory answered the last plan. */
+  readonly #reachable = new Map<string, boolean>();
+  #doing: 'planning' | 'bringing' | 'idle' = 'idle';
+  /** When the next plan is due, and when what is held was written last. */
+  #planMs = 0;
+  #savedMs = 0;
+  #savedChanges = 0;
+  #latestMs = -Infinity;
+  readonly #closed = new AbortController();
+  #wake = new AbortController();
+  #errand: { plan: DomainPlan; stop: AbortController } | undefined;
+  #loop: Promise<void> | undefined;
+  /** Arrivals, removals and the like, one after the other. Never rejects. */
+  #work: Promise<void> = Promise.resolve();
+  #saving: Promise<void> = Promise.resolve();
+
+  constructor(parts: DistributorParts) {
+    this.#parts = parts;
+    this.#clock = parts.clock ?? systemClock;
+    this.#score = new Score(() => this.#now());
+    this.#savedMs = this.#now();
+  }
+
+  /** Takes up what an earlier run left, and begins. What can't be read is said and dropped. */
+  async start(): Promise<void> {
+    const { folder, log, bringer, settings } = this.#parts;
+    const lost = (error: unknown): void => {
+      const { code, message } = asPagetideError(error);
+      log.warn({ code }, `what distribution had kept is lost: ${message}`);
+    };
+    try {
+      await mkdir(folder, { recursive: true, mode: 0o700 });
+      this.#saved = await readSettings(this.#path('settings.json'));
+    } catch (error) {
+      lost(error);
+    }
+    bringer.setRates(this.#saved.rates ?? settings.rates);
+    try {
+      const score = await readHeld(this.#path('held'), this.#held, this.#now());
+      if (score !== undefined) this.#score = Score.from(score, () => this.#now());
+    } catch (error) {
+      lost(error);
+    }
+    this.#savedChanges = this.#held.changes;
+    this.#loop = this.#run();
+    void this.#watchHints();
+  }
+
+  /** Stops what is on its way, and keeps what is held. Idempotent. */
+  async close(): Promise<void> {
+    if (!this.#closed.signal.aborted) {
+      this.#closed.abort();
+      this.#errand?.stop.abort();
+      this.#wake.abort();
+    }
+    await this.#loop;
+    await this.#work;
+    await this.#saving;
+    if (this.#loop !== undefined && this.#savedChanges !== this.#held.changes) await this.#save();
+  }
+
+  /** Brings nothing until {@link resume}; outlives a restart. Resolves when that is on the disk. @throws PagetideError `PT_IO` */
+  async pause(): Promise<void> {
+    this.#saved.paused = true;
+    this.#errand?.stop.abort();
+    this.#wake.abort();
+    await this.#saveSettings();
+  }
+
+  /** @throws PagetideError `PT_IO` */
+  async resume(): Promise<void> {
+    this.#saved.paused = false;
+    this.nudge();
+    await this.#saveSettings();
+  }
+
+  /** At once; outlives a restart. @throws PagetideError `PT_BAD_ARGUMENT`, `PT_IO` */
+  async setRates(rates: Rates): Promise<void> {
+    this.#saved.rates = checkRates(rates);
+    this.#parts.bringer.setRates(rates);
+    await this.#saveSettings();
+  }
+
+  /**
+   * Bytes of the cache that brought pages may take. Where more are held, the least important leave at once. Outlives a restart. Resolves when
+   * they have left. @throws PagetideError `PT_BAD_ARGUMENT`, `PT_IO`
+   */
+  async setBudget(bytes: number): Promise<void> {
+    if (!(bytes >= 0)) throw new PagetideError('PT_BAD_ARGUMENT', `no budget in bytes: ${bytes}`);
+    this.#saved.budgetBytes = bytes;
+    // what is queued was chosen for another budget
+    for (const plan of this.#plans.values()) plan.clear();
+    this.#errand?.stop.abort();
+    await this.#shrink();
+    this.nudge();
+    await this.#saveSettings();
+  }
+
+  /** A plan soon: something changed that it should know. */
+  nudge(): void {
+    this.#planMs = -Infinity;
+    this.#wake.abort();
+  }
+
+  status(): DistributionInfo {
+    return statusOf({
+      around: this.#parts.around,
+      ...{ cache: this.#parts.cache !== undefined, paused: this.#saved.paused, doing: this.#doing },
+      standingBack: this.#parts.bringer.stats().standingBack,
+      ...{ rates: this.#saved.rates ?? this.#parts.settings.rates, budgetBytes: this.#budget() },
+      ...{ held: this.#held, score: this.#score, plans: this.#plans, lastPlan: this.#lastPlan, totals: this.#totals },
+      reachable: this.#reachable,
+    });
+  }
+
+  /**
+   * Where each of some pages stands at this host, summed.
+   * @param tags packed, at most 65,536
+   * @throws PagetideError `PT_DOMAIN_UNKNOWN`, `PT_BAD_ARGUMENT`
+   */
+  async explain(name: string, tags: Uint8Array): Promise<HostExplanation> {
+    const { around, cache, settings } = this.#parts;
+    const domain = around.domains().find((each) => each.name === name);
+    if (domain === undefined) throw new PagetideError('PT_DOMAIN_UNKNOWN', `there is no domain '${name}' here`);
+    if (tags.length % 16 !== 0 || tags.length / 16 > MOST_QUERY_TAGS)
+      throw new PagetideError('PT_BAD_ARGUMENT', `tags of 16 bytes, ${MOST_QUERY_TAGS} at most`);
+    return explainPages({
+      ...{ domain: domain.id, tags, plan: this.#plans.get(domain.id), place: around.directory(name) },
+      ...{ held: this.#held, cache, score: this.#score, settings },
+      ...{ wireMean: this.#means.of(domain.id), nowMs: this.#now() },
+    });
+  }
+
+  /** How many of these pages the last plan still brings. As {@link explain}. */
+  async queued(name: string, tags: Uint8Array): Promise<number> {
+    return (await this.explain(name, tags)).queued;
+  }
+
+  /** A guest of the domain arrived here with these pages: what of them was brought has served. Resolves when it is counted. */
+  async arrived(name: string, manifest: Pick<Manifest, 'tags'>): Promise<void> {
+    const { around, cache } = this.#parts;
+    const domain = around.domains().find((each) => each.name === name);
+    if (domain === undefined || cache === undefined) return;
+    await this.#queueWork(async () => {
+      const { pages, bytes } = await serveArrival(domain, manifest.tags, this.#held, this.#score, cache);
+      this.#totals.servedPages += pages;
+      this.#totals.savedBytes += bytes;
+    });
+  }
+
+  /** The domain is no more here: nothing of it is brought or counted from now on. Resolves when its rows are gone. */
+  async domainRemoved({ name, id }: { name: string; id: number }): Promise<void> {
+    const plan = this.#plans.get(id);
+    if (plan !== undefined) {
+      plan.gone = true;
+      plan.clear();
+    }
+    this.#plans.delete(id);
+    if (this.#errand?.plan.domain.id === id) {
+      this.#errand.plan.gone = true;
+      this.#errand.stop.abort();
+    }
+    this.#score.forget(name);
+    this.#means.forget(id);
+    this.#reachable.delete(name);
+    const rows = this.#held.dropDomain(id);
+    // its count goes with the first step, at once
+    const first = rows.next();
+    if (first.done !== true)
+      await this.#queueWork(async () => {
+        for (let step = rows.next(); step.done !== true; step = rows.next())
+          await new Promise((resolve) => setImmediate(resolve));
+      });
+  }
+
+  async #run(): Promise<void> {
+    const { signal } = this.#closed;
+    while (!signal.aborted) {
+      // one for each round: what is said from here on ends the wait below
+      this.#wake = new AbortController();
+      this.#doing = 'idle';
+      try {
+        if (this.#saved.paused || this.#isOff) await this.#clock.wait(HINTS_MS, this.#wake.signal);
+        else if (this.#now() >= this.#planMs) await this.#plan();
+        else if (nextPlan(this.#plans.values()) !== undefined) await this.#bring();
+        else await this.#clock.wait(Math.max(1, Math.min(HINTS_MS, this.#planMs - this.#now())), this.#wake.signal);
+      } catch (error) {
+        const { code, message } = asPagetideError(error);
+        this.#parts.log.error({ code }, `distribution: ${message}`);
+        for (const plan of this.#plans.values()) plan.clear();
+        this.#planMs = this.#now() + this.#parts.settings.intervalMs;
+      }
+      if (this.#now() - this.#savedMs >= SAVE_MS && this.#savedChanges !== this.#held.changes) {
+        this.#savedMs = this.#now();
+        this.#saving = this.#saving.then(async () => this.#save());
+      }
+    }
+    this.#doing = 'idle';
+  }
+
+  async #plan(): Promise<void> {
+    const { around, cache, settings, log } = this.#parts;
+    this.#doing = 'planning';
+    const beganMs = this.#now();
+    const at = this.#clock.unixMs();
+    // a nudge that comes from here on is for the plan after
+    this.#planMs = Infinity;
+    const planned = await makePlan(
+      {
+        ...{ around, cache: cache!, held: this.#held, score: this.#score, means: this.#means, settings },
+        ...{ nowMs: () => this.#now(), unixMs: () => this.#clock.unixMs() },
+      },
+      this.#plans,
+      () => this.#budget(),
+    );
+    this.#plans = planned.plans;
+    for (const { name } of around.domains()) if (around.directory(name) !== undefined) this.#reachable.set(name, true);
+    for (const { domain, error } of planned.away) {
+      if (this.#reachable.has(domain)) this.#reachable.set(domain, false);
+      log.debug({ domain, code: error.code }, `the directory is away: ${error.message}`);
+    }
+    for (const { guest, host, error } of planned.missed)
+      log.debug({ guest, host }, `the tags of a guest are not known: ${error.message}`);
+    this.#totals.plans++;
+    this.#totals.leftPages += planned.leaving;
+    this.#totals.evictedPages += planned.evicted;
+    const { candidates, chosen, bring, leaving, complete } = planned;
+    const away = planned.away.map(({ domain }) => domain);
+    this.#lastPlan = {
+      ...{ at, candidates, chosen, bring, leaving, away, complete },
+      tookMs: this.#now() - beganMs,
+    };
+    if (this.#planMs === Infinity) this.#planMs = this.#now() + settings.intervalMs;
+    // set while this was made, by who nudged: what was chosen may be too much
+    else if (this.#held.bytes + this.#queuedPages * HELD_BYTES > this.#budget())
+      for (const plan of this.#plans.values()) plan.clear();
+  }
+
+  async #bring(): Promise<void> {
+    const { around, cache, resident, bringer, log } = this.#parts;
+    const plan = nextPlan(this.#plans.values())!;
+    this.#doing = 'bringing';
+    const { average } = this.#saved.rates ?? this.#parts.settings.rates;
+    const fitting = Math.floor((average * ERRAND_MS) / 1000 / this.#means.of(plan.domain.id));
+    const stop = new AbortController();
+    this.#errand = { plan, stop };
+    try {
+      const lookups = resident?.lookups(plan.domain.id);
+      const most = Math.max(LEAST_ERRAND, Math.min(MOST_ERRAND, fitting));
+      const errand = await makeErrand(plan, most, around.members(plan.domain.name), cache!, lookups);
+      if (errand.rows.length === 0 || plan.gone) return;
+      const result = await bringer.bring(errand, stop.signal);
+      for (const { url, pages } of result.wrong) {
+        this.#totals.wrongPages += pages;
+        log.warn({ domain: plan.domain.name, url, pages }, 'pages that were to be brought are not what their tags say');
+      }
+      if (!plan.gone) this.#take(errand, result);
+    } finally {
+      this.#errand = undefined;
+    }
+    if (this.#held.bytes > this.#budget()) await this.#shrink();
+  }
+
+  /** What became of an errand. */
+  #take({ plan, rows, tags }: RowErrand, { outcome, wireBytes, unreachable }: ErrandResult): void {
+    const { domain, table } = plan;
+    const words = toWords(tags);
+    let brought = 0;
+    let full = false;
+    for (const [i, row] of rows.entries()) {
+      // by a pause, another budget, or the end: a plan comes before anything else is brought
+      if (outcome[i] === STOPPED) continue;
+      table.decision[row] = SKIP;
+      if (outcome[i] === ABSENT) this.#totals.absentPages++;
+      if (outcome[i] === FULL) full = true;
+      if (outcome[i] !== BROUGHT) continue;
+      table.decision[row] = KEEP;
+      const bytes = wireBytes[i]!;
+      const page = {
+        domain: domain.id,
+        guests: table.guests[row]!,
+        likelihood: table.likelihood(row),
+        wireBytes: bytes,
+      };
+      this.#held.add(words, i * TAG_WORDS, page, this.#now());
+      this.#score.brought(domain.name, pageClassOf(page.guests), bytes);
+      this.#means.brought(domain.id, bytes);
+      this.#totals.broughtBytes += bytes;
+      brought++;
+    }
+    this.#totals.broughtPages += brought;
+    // no holder there now, or no room: the next plan knows more
+    if (full || (brought === 0 && unreachable.length > 0)) plan.clear();
+  }
+
+  async #watchHints(): Promise<void> {
+    const { around, log } = this.#parts;
+    const { signal } = this.#closed;
+    while (!signal.aborted) {
+      await this.#clock.wait(HINTS_MS, signal);
+      if (this.#saved.paused || this.#isOff) continue;
+      for (const plan of [...this.#plans.values()]) {
+        const place = around.directory(plan.domain.name);
+        if (place === undefined || signal.aborted) continue;
+        try {
+          const hints = await place.directory.hints(place.domain);
+          if (textOf(hints) !== textOf(plan.hints) && !plan.gone) this.nudge();
+        } catch (error) {
+          log.debug({ domain: plan.domain.name }, `the directory is away: ${asPagetideError(error).message}`);
+        }
+      }
+    }
+  }
+
+  async #shrink(): Promise<void> {
+    const { cache, settings } = this.#parts;
+    if (cache !== undefined)
+      this.#totals.leftPages += await shrinkTo(this.#budget(), this.#held, cache, settings.prices, this.#now());
+  }
+
+  get #queuedPages(): number {
+    let sum = 0;
+    for (const plan of this.#plans.values()) sum += plan.queued;
+    return sum;
+  }
+
+  #budget(): number {
+    const { cache, settings } = this.#parts;
+    return this.#saved.budgetBytes ?? settings.budgetBytes ?? ((cache?.stats().slots ?? 0) * HELD_BYTES) / 2;
+  }
+
+  get #isOff(): boolean {
+    return this.#parts.cache === undefined || this.#budget() < HELD_BYTES;
+  }
+
+  #now(): number {
+    return (this.#latestMs = Math.max(this.#latestMs, this.#clock.nowMs()));
+  }
+
+  #path(name: string): string {
+    return join(this.#parts.folder, name);
+  }
+
+  async #queueWork(work: () => Promise<void>): Promise<void> {
+    this.#work = this.#work.then(work).catch((error: unknown) => {
+      this.#parts.log.error({ code: asPagetideError(error).code }, asPagetideError(error).message);
+    });
+    await this.#work;
+  }
+
+  async #saveSettings(): Promise<void> {
+    const saving = this.#saving.then(async () => writeSettings(this.#path('settings.json'), this.#saved));
+    this.#saving = saving.catch(() => undefined);
+    await saving;
+  }
+
+  async #save(): Promise<void> {
+    const { changes } = this.#held;
+    try {
+      await writeHeld(this.#path('held'), this.#held, this.#score.toJSON(), this.#now());
+      this.#savedChanges = changes;
+    } catch (error) {
+      const { code, message } = asPagetideError(error);
+      this.#parts.log.warn({ code }, `what distribution holds is not kept: ${message}`);
+    }
+  }
+}
+
+function textOf(hints: DomainPlan['hints']): string {
+  return hints.map(hintText).sort().join('\n');
+}

@@ -1,0 +1,147 @@
+/** Plans against a plain model, and that a large one holds no thread up. */
+import fc from 'fast-check';
+import t from 'tap';
+import { toWords } from '../../src/directory/tag-words.ts';
+import type { TagHolders } from '../../src/distribution/candidates.ts';
+import { HELD, HeldPages } from '../../src/distribution/held-pages.ts';
+import { DISTRIBUTION_DEFAULTS } from '../../src/distribution/info.ts';
+import { makePlan } from '../../src/distribution/planner.ts';
+import { Score } from '../../src/distribution/score.ts';
+import { WireMeans } from '../../src/distribution/wire-means.ts';
+import { FakeCache, keysOf, range, tagsOf } from './support.ts';
+
+const domain = { name: 'd', id: 1, mark: '', openKey: () => undefined as never };
+
+/** A directory that tells of pages with so many guests at `a` and `b`, `some` at a time. */
+function surroundings(tags: Uint8Array, counts: readonly (readonly [number, number])[], some: number) {
+  const page = (from: number): TagHolders & { tags: Uint8Array; hosts: string[] } => {
+    const part = counts.slice(from, from + some);
+    return {
+      tags: tags.subarray(from * 16, (from + part.length) * 16),
+      hosts: ['a', 'b'],
+      guests: Uint32Array.from(part, ([a, b]) => a + b),
+      first: Uint32Array.from({ length: part.length + 1 }, (_, i) => 2 * i),
+      host: Uint16Array.from({ length: 2 * part.length }, (_, i) => i % 2),
+      held: Uint16Array.from(part.flat()),
+    };
+  };
+  return {
+    domains: () => [domain],
+    members: () => ['a', 'b'].map((host) => ({ host, url: `http://${host}` })),
+    guestTags: async () => Promise.reject(new Error('none')),
+    directory: () => ({
+      ...{ domain: 'd', self: 'c' },
+      directory: {
+        holders: async () => Promise.reject(new Error('not asked')),
+        hints: async () => Promise.resolve([]),
+        lacking: async (_domain: string, _host: string, { cursor = '0' }: { cursor?: string }) => {
+          const next = Number(cursor) + some;
+          return Promise.resolve({ ...page(Number(cursor)), ...(next < counts.length ? { cursor: `${next}` } : {}) });
+        },
+      },
+    }),
+  };
+}
+
+function manyTags(count: number): Uint8Array {
+  const tags = new Uint32Array(count * 4);
+  for (let i = 0; i < count; i++) tags[i * 4] = i + 1;
+  return new Uint8Array(tags.buffer);
+}
+
+void t.test('a plan equals the naive one', async () => {
+  const page = fc.record({ a: fc.nat(4), b: fc.nat(4), state: fc.constantFrom('none', 'held', 'cached', 'evicted') });
+  await fc.assert(
+    fc.asyncProperty(fc.array(page, { maxLength: 40 }), fc.nat(30), async (pages, room) => {
+      const tags = tagsOf(...range(1, pages.length));
+      const words = toWords(tags);
+      const keys = keysOf(tags);
+      const cache = new FakeCache();
+      const held = new HeldPages();
+      for (const [i, { state }] of pages.entries()) {
+        if (state === 'held' || state === 'cached') cache.pages.add(keys[i]!);
+        if (state === 'held' || state === 'evicted')
+          held.add(words, i * 4, { domain: 1, guests: 2, likelihood: 0.5, wireBytes: 2000 }, 0);
+      }
+      const around = surroundings(
+        tags,
+        pages.map(({ a, b }) => [a, b] as const),
+        7,
+      );
+      const parts = {
+        ...{ around, cache, held, score: new Score(() => 0), means: new WireMeans(), settings: DISTRIBUTION_DEFAULTS },
+        ...{ nowMs: () => 0, unixMs: () => 0 },
+      };
+      const planned = await makePlan(parts, new Map(), () => room * 4096);
+      const stable = Math.sqrt(2 / 3);
+      const ranked = pages
+        .map(({ a, b, state }, i) => {
+          const expected = (1 - 0.75 ** (a + b)) * stable * 2000;
+          const isHeld = state === 'held';
+          const rank = Math.fround((expected / 628) * (isHeld ? 1.25 : 1));
+          return { i, rank, isHeld, state, worth: expected >= (isHeld ? 128 : 628) && expected > 0 };
+        })
+        .filter(({ state, worth }) => state !== 'cached' && worth);
+      const levels = [...new Set(ranked.map(({ rank }) => rank))].sort((x, y) => y - x);
+      const plan = planned.plans.get(1)!;
+      const brought = [...plan.queue].map((row) => keys.indexOf(keysOf(plan.table.index.tagsOf([row]))[0]!));
+      const kept = range(0, pages.length).filter((i) => {
+        const row = held.find(1, words, i * 4);
+        return row >= 0 && held.state[row] === HELD;
+      });
+      // which of equals is open; how many of each rank are chosen is not
+      let left = room;
+      for (const level of levels) {
+        const equal = ranked.filter(({ rank }) => rank === level);
+        const chosen = equal.filter(({ i }) => brought.includes(i) || kept.includes(i)).length;
+        if (chosen !== Math.min(left, equal.length)) return false;
+        left -= chosen;
+      }
+      const isWorth = (i: number, want: boolean) => ranked.some((entry) => entry.i === i && entry.isHeld === want);
+      return brought.every((i) => isWorth(i, false)) && kept.every((i) => isWorth(i, true));
+    }),
+    { numRuns: 200 },
+  );
+});
+
+void t.test('a million candidates hold no thread up', async (t) => {
+  const count = Number(process.env.PAGETIDE_PLAN_PAGES ?? 200_000);
+  const tags = manyTags(count);
+  const around = surroundings(
+    tags,
+    range(0, count).map((i) => [1 + (i % 5), 1] as const),
+    8192,
+  );
+  const cache = { has: (_: Uint8Array, present: Uint8Array) => present.fill(0).length, setValue: () => 0 };
+  const parts = {
+    ...{ around, cache, held: new HeldPages(), score: new Score(() => 0), means: new WireMeans() },
+    ...{ settings: DISTRIBUTION_DEFAULTS, nowMs: () => 0, unixMs: () => 0 },
+  };
+  const pauses: number[] = [];
+  let before = performance.now();
+  let over = false;
+  const tick = (): void => {
+    const now = performance.now();
+    pauses.push(now - before);
+    before = now;
+    if (!over) setImmediate(tick);
+  };
+  setImmediate(tick);
+  const began = performance.now();
+  const planned = await makePlan(parts, new Map(), () => 1e12);
+  const first = performance.now() - began;
+  const again = await makePlan(parts, planned.plans, () => 1e12);
+  const took = performance.now() - began - first;
+  over = true;
+  pauses.sort((x, y) => y - x);
+  t.comment(
+    `${count} pages: ${first.toFixed(0)} and ${took.toFixed(0)} ms; longest ${pauses
+      .slice(0, 5)
+      .map((ms) => ms.toFixed(1))
+      .join(', ')} ms`,
+  );
+  t.equal(planned.bring, count);
+  t.equal(again.candidates, count);
+  // the machine of a test is not quiet, and the collector has its own pauses: far below what planning in one go takes
+  t.ok(pauses[20]! < 500, 'but for a few');
+});
