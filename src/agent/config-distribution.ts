@@ -1,12 +1,13 @@
 /** The part of the configuration that says how pages are brought to a host before guests come; see config.ts. */
 import { z } from 'zod';
+import { DISTRIBUTION_DEFAULTS, type DistributionSettings } from '../distribution/info.ts';
 import { PagetideError } from '../errors.ts';
 import { bytesPerSecond } from './config-units.ts';
 import { parseSize } from './units.ts';
 
 const DAY_MS = 24 * 3_600_000;
 /** The peak where nobody says one: so many times the average. */
-const PEAK_FACTOR = 4;
+export const PEAK_FACTOR = 4;
 /** A lease outlives two reports that got lost. */
 const REPORTS_A_LEASE = 3;
 
@@ -47,27 +48,33 @@ export const distributionFields = z
       .int()
       .min(60_000)
       .max(30 * DAY_MS)
-      .default(DAY_MS)
+      .default(DISTRIBUTION_DEFAULTS.horizonMs)
       .describe('How far ahead arrivals of guests are reckoned with, milliseconds.'),
     intervalMs: z
       .int()
       .min(1000)
       .max(DAY_MS)
-      .default(60_000)
+      .default(DISTRIBUTION_DEFAULTS.intervalMs)
       .describe('From the end of one plan of what is to be brought to the next, milliseconds.'),
+    moves: z
+      .number()
+      .min(0)
+      .max(1)
+      .default(DISTRIBUTION_DEFAULTS.moves)
+      .describe('How likely a guest of which nobody has said anything moves within the horizon, 0 to 1.'),
     prices: z
       .strictObject({
         hold: price
-          .default(1 / 16)
+          .default(DISTRIBUTION_DEFAULTS.prices.hold)
           .describe('Of a byte of cache until the horizon, in bytes on the wire of a migration.'),
         bring: price
-          .default(1 / 4)
+          .default(DISTRIBUTION_DEFAULTS.prices.bring)
           .describe('Of a byte that is brought while nobody waits for it, in bytes on the wire of a migration.'),
         hysteresis: z
           .number()
           .min(1)
           .max(100)
-          .default(1.25)
+          .default(DISTRIBUTION_DEFAULTS.prices.hysteresis)
           .describe('How many times as important another page must be to take the place of one that was brought.'),
       })
       .prefault({})
@@ -108,6 +115,18 @@ export interface DistributionConfig extends Omit<DistributionFile, 'peak' | 'bud
   peak: number;
   /** Bytes of the cache that brought pages may take; 0 where there is no cache. */
   budget: number;
+}
+
+/** As src/distribution/ takes it: a budget of 0 where nothing is to be brought. */
+export function distributionSettings({
+  enabled,
+  average,
+  peak,
+  budget,
+  ...rest
+}: DistributionConfig): DistributionSettings {
+  const { horizonMs, intervalMs, moves, prices } = rest;
+  return { rates: { average, peak }, budgetBytes: enabled ? budget : 0, horizonMs, intervalMs, moves, prices };
 }
 
 export type DirectoryConfig = z.output<typeof directoryFields>;

@@ -5,6 +5,7 @@
 import type { ErrorJson } from '../errors.ts';
 import type { DomainAnswer, DomainCheckIn, DomainOffer, Sender } from '../domains/messages.ts';
 import type { DomainInfo, DomainRemoval } from '../domains/service.ts';
+import type { DistributionService } from './distribution-service.ts';
 import type { GuestDescription, GuestStats, MemoryFile, VerifyResult } from '../guests/driver.ts';
 import type { CacheStats } from '../pages/cache.ts';
 import type { ResidentStats } from '../pages/resident.ts';
@@ -216,6 +217,8 @@ export interface AgentDomains {
 
 export interface AgentService {
   readonly domains: AgentDomains;
+  /** Undefined: this agent does not take part in it. */
+  readonly distribution?: DistributionService | undefined;
   info(): AgentInfo;
   doctor(): Promise<Check[]>;
   /** Prometheus text. */

@@ -169,7 +169,8 @@ function addAgentRoutes(app: TypedApp, domains: AgentDomains): void {
   );
 }
 
-function senderOf({ peer }: FastifyRequest): Sender {
+/** Who asks, by its certificate; null on the control socket. */
+export function senderOf({ peer }: FastifyRequest): Sender {
   return peer ?? null;
 }
 
@@ -185,7 +186,8 @@ function refusePort({ viaPort }: FastifyRequest, _reply: unknown, done: Done): v
     );
 }
 
-function refuseUnknown({ viaPort, peer }: FastifyRequest, _reply: unknown, done: Done): void {
+/** Lets only those in of whom it is sure who they are: another host by its certificate, or this host's user. */
+export function refuseUnknown({ viaPort, peer }: FastifyRequest, _reply: unknown, done: Done): void {
   if (!viaPort || peer !== undefined) done();
   else
     done(

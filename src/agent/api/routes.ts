@@ -6,6 +6,7 @@ import { z } from 'zod';
 import type { AgentService } from '../service.ts';
 import type { EventStreams } from './events.ts';
 import { addEvacuationRoutes } from './evacuation-routes.ts';
+import { addDistributionRoutes } from './distribution-routes.ts';
 import { addDomainRoutes } from './domain-routes.ts';
 import * as s from './schemas.ts';
 import { addSnapshotRoutes } from './snapshot-routes.ts';
@@ -26,6 +27,7 @@ export function addRoutes(app: FastifyInstance, service: AgentService, events: E
   addSnapshotRoutes(typed, service);
   addMigrationRoutes(typed, service, events);
   addEvacuationRoutes(typed, service, events);
+  addDistributionRoutes(typed, service);
   addPeerRoutes(typed, service);
 }
 
