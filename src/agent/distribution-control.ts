@@ -9,7 +9,8 @@ import { TAG_BYTES } from '../pages/tags.ts';
 import { PEAK_FACTOR } from './config-distribution.ts';
 import { LEAST_RATE } from './config-units.ts';
 import { explainGuest, type ExplainParts } from './distribution-explain.ts';
-import { Plans, type PlansParts } from './distribution-plans.ts';
+import { Plans, sameOrigin, type PlansParts } from './distribution-plans.ts';
+import type { Preparer } from './evacuation-preparation.ts';
 import {
   MOST_EXPLAINED,
   type DistributionService,
@@ -119,9 +120,12 @@ export class DistributionControl implements DistributionService {
     return this.#plans.withdraw(subject, domain);
   }
 
-  /** See {@link Plans.hold}: for an evacuation that is prepared. */
-  hold(forMs: number): Promise<() => Promise<void>> {
-    return this.#plans.hold(forMs);
+  /** For evacuations that are prepared. */
+  preparer(): Preparer {
+    return {
+      hold: (forMs) => this.#plans.hold(forMs),
+      explain: (guest, urls) => explainGuest(this.#parts, guest, ({ url }) => urls.some((to) => sameOrigin(to, url))),
+    };
   }
 
   explainTags(id: string, tags: Uint8Array, likelihood: number | undefined, sender: Sender): TagsExplained {

@@ -55,11 +55,14 @@ export function differentTags({ tags, frames }: Manifest): Uint8Array {
   return packed.slice(0, count * TAG_BYTES);
 }
 
-/** See {@link DistributionService.explain}. @param only hosts of interest, by their members; all without */
+/**
+ * See {@link DistributionService.explain}.
+ * @param only members of interest; all without. What they would send to others is not asked then
+ */
 export async function explainGuest(
   parts: ExplainParts,
   guest: string,
-  only: (member: Member) => boolean = () => true,
+  only?: (member: Member) => boolean,
 ): Promise<ExplainedGuest> {
   const known = parts.tagsOf(guest);
   if (known === undefined)
@@ -69,11 +72,11 @@ export async function explainGuest(
   const { domain, tags, stable } = known;
   const members = parts.domains.members(domain);
   const likely = await likelihoods(parts, domain, guest, members);
-  const left = members.filter(only);
+  const left = members.filter(only ?? (() => true));
   const hosts = new Map<Member, ExplainedHost>();
   const worker = async (): Promise<void> => {
     for (let member = left.shift(); member !== undefined; member = left.shift())
-      hosts.set(member, await explainHost(parts, known, member, likely?.get(member.host)));
+      hosts.set(member, await explainHost(parts, known, member, likely?.get(member.host), only === undefined));
   };
   await Promise.all(Array.from({ length: AT_ONCE }, worker));
   return {
@@ -106,10 +109,11 @@ async function explainHost(
   { domain: name, tags }: GuestTagSet,
   member: Member,
   likelihood: number | undefined,
+  asksPresent: boolean,
 ): Promise<ExplainedHost> {
   const { host, url } = member;
   const [present, answer] = await Promise.allSettled([
-    presentAt(parts, name, url, tags),
+    asksPresent ? presentAt(parts, name, url, tags) : null,
     ask(parts, name, member, tags, likelihood),
   ]);
   const base = {
