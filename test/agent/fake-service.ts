@@ -14,6 +14,8 @@ import type {
   PrepareRequest,
   Rest,
 } from '../../src/migration/types.ts';
+import type { DistributionService } from '../../src/agent/distribution-service.ts';
+import { fakeDistribution } from './fake-distribution.ts';
 import type {
   AgentDomains,
   AgentInfo,
@@ -332,6 +334,11 @@ export class FakeService implements AgentService {
     this.#promised('completeOutgoing', [id, epoch, sent], () => undefined);
   recheckOutgoing = (id: string, epoch: number, frames: number[]) =>
     this.#promised('recheckOutgoing', [id, epoch, frames], () => frames.map(() => 'right' as const));
+
+  /** Undefined: this agent has none. */
+  distribution: DistributionService | undefined = fakeDistribution((method, args, answer) =>
+    this.#promised(method, args, answer),
+  );
 
   readonly domains: AgentDomains = {
     list: () => this.#called('domains.list', [], () => [domainInfo('shop')]),
