@@ -84,6 +84,9 @@ export const ERROR_CODES = {
     hint: 'The guest waits for it, and it is asked for again: bring back the host that has it.',
   },
   PT_NO_CACHE: { status: 409, hint: 'Set cache.size in the configuration of the agent.' },
+  // distribution
+  PT_NOT_CONFIGURED: { status: 409, hint: 'The agent runs without it; docs/configuration.md lists every field.' },
+  PT_PLAN_UNKNOWN: { status: 404, hint: '`pagetide plan list` shows those in force.' },
   // trust between hosts
   PT_FILE_EXISTS: { status: 409, hint: 'Choose another folder, or move the files there away.' },
   PT_BAD_CERTIFICATE: { status: 400, hint: 'Make it anew with `pagetide cluster add-host`; see docs/security.md.' },

@@ -31,6 +31,7 @@ import { writeTracking } from './capabilities.ts';
 import { CacheService } from './cache-service.ts';
 import type { AgentConfig } from './config.ts';
 import type { Directories } from './directories.ts';
+import type { DistributionControl } from './distribution-control.ts';
 import { runDoctor } from './doctor.ts';
 import { Evacuations } from './evacuations.ts';
 import type { GuestWatches } from './guest-watches.ts';
@@ -66,6 +67,8 @@ export class Agent implements AgentService {
   readonly migrations: Migrations;
   readonly domains: DomainService;
   readonly directories: Directories;
+  /** Set once it is there; undefined: this agent does not take part in it. */
+  distribution: DistributionControl | undefined;
   readonly #config: AgentConfig;
   readonly #host: MigrationHost;
   readonly #guests: Guests;
@@ -101,6 +104,7 @@ export class Agent implements AgentService {
     this.#evacuations = new Evacuations({
       ...{ host, guests, migrations: this.migrations, log },
       migrate: (request) => this.migrate(request),
+      preparer: () => this.distribution?.preparer(),
       watch: (migration, signal) => this.watchMigration(migration, signal),
       cancel: (guest) => this.cancel(guest),
       limit: (migration, bandwidth) => {

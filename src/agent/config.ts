@@ -10,16 +10,21 @@ import { z } from 'zod';
 import { asPagetideError, PagetideError } from '../errors.ts';
 import { MOST_PEERS } from '../memory/peers.ts';
 import { HOST_FILES } from '../trust/pem-files.ts';
+import {
+  checkDirectory,
+  completeDistribution,
+  directoryFields,
+  distributionFields,
+  type DistributionConfig,
+} from './config-distribution.ts';
+import { bytesPerSecond, cacheSize } from './config-units.ts';
 import { parseListen, type ListenAddress } from './listen-address.ts';
 import { checkSocketPath, controlSocket, defaultState, MAX_SOCKET_PATH, NAME_PATTERN } from './names.ts';
-import { parseSize } from './units.ts';
 
 /** A folder below it takes guests' sockets: `guests/<name>/<socket>`; room for a name of 16 and a socket of 13 bytes. */
 const GUEST_SOCKET_ROOM = '/guests/'.length + 16 + '/'.length + 13;
 /** f_type of tmpfs, from linux/magic.h. */
 const TMPFS_MAGIC = 0x01021994;
-/** Smallest cache file, bytes. */
-const SMALLEST_CACHE = 2 ** 20;
 /** Largest configuration file, bytes. */
 const FILE_LIMIT = 1024 * 1024;
 
@@ -29,23 +34,6 @@ const path = z
   .max(4096)
   .refine((text) => !text.includes('\0'), 'holds a zero byte');
 const millis = z.int().min(10).max(3_600_000);
-const bytesPerSecond = z.union([z.int().positive(), z.string()]).transform((value, context): number => {
-  const bytes = typeof value === 'number' ? value : parseSize(value);
-  if (bytes === undefined || bytes < 65_536) {
-    context.addIssue({ code: 'custom', message: 'bytes a second, 64K at least, e.g. 104857600 or 100M' });
-    return z.NEVER;
-  }
-  return bytes;
-});
-
-const cacheSize = z.union([z.int().min(0), z.string()]).transform((value, context): number => {
-  const bytes = typeof value === 'number' ? value : parseSize(value);
-  if (bytes !== 0 && (bytes === undefined || bytes < SMALLEST_CACHE)) {
-    context.addIssue({ code: 'custom', message: 'a size, 1M at least, e.g. 1G; 0 for none' });
-    return z.NEVER;
-  }
-  return bytes;
-});
 
 /** The file's schema. Unknown keys are refused; every field has a default, and a description for the docs. */
 export const configSchema = z.strictObject({
@@ -188,6 +176,8 @@ export const configSchema = z.strictObject({
     .describe(
       'Watching guests of a domain while they run: others that arrive find their pages, and their own migrations begin with tags.',
     ),
+  distribution: distributionFields,
+  directory: directoryFields,
   timeouts: z
     .strictObject({
       prepareMs: millis.default(60_000).describe('For the destination to get ready, VMM started.'),
@@ -212,8 +202,12 @@ export const configSchema = z.strictObject({
 type ConfigFile = z.output<typeof configSchema>;
 
 /** Everything an agent needs to know, checked and complete; paths are absolute. */
-export interface AgentConfig extends Omit<ConfigFile, 'listen' | 'state' | 'name' | 'memoryFolder' | 'runtimeFolder'> {
+export interface AgentConfig extends Omit<
+  ConfigFile,
+  'listen' | 'state' | 'name' | 'memoryFolder' | 'runtimeFolder' | 'distribution'
+> {
   listen: ListenAddress;
+  distribution: DistributionConfig;
   state: string;
   name: string;
   memoryFolder: string;
@@ -320,6 +314,7 @@ function complete(given: ConfigFile, host: ConfigHost): AgentConfig {
   checkSocketPath(runtimeFolder + 'x'.repeat(GUEST_SOCKET_ROOM), 'sockets of guests');
   const memoryFolder = resolve(given.memoryFolder ?? `/dev/shm/pagetide-${host.uid}-${name}`);
   checkTmpfs(memoryFolder, host);
+  checkDirectory(given.directory);
   const { tls: files, ...rest } = given;
   const tls = files && { ca: resolve(files.ca), certificate: resolve(files.certificate), key: resolve(files.key) };
   const cache = { ...given.cache, ...(given.cache.path === undefined ? {} : { path: resolve(given.cache.path) }) };
@@ -333,6 +328,7 @@ function complete(given: ConfigFile, host: ConfigHost): AgentConfig {
     control,
     memoryFolder,
     cache,
+    distribution: completeDistribution(given.distribution, cache.size),
   };
 }
 

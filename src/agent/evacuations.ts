@@ -1,8 +1,10 @@
 /** The one evacuation that an agent may have under way, and the last one that it had. */
 import { PagetideError } from '../errors.ts';
 import { Evacuation, type EvacuationParts } from './evacuation.ts';
+import { Preparation, type Preparer } from './evacuation-preparation.ts';
 import { countsOf, type EvacuationCounts } from './evacuation-totals.ts';
 import { survey, type SurveyParts } from './evacuation-survey.ts';
+import { PreparedEvacuation } from './prepared-evacuation.ts';
 import type { EvacuateRequest, EvacuationInfo } from './service.ts';
 
 /** A watcher is told at most this often, milliseconds: guests change many times a second, and each time all of them are told. */
@@ -17,9 +19,14 @@ export interface EvacuationFigures {
   outcomes: Pick<EvacuationCounts, 'moved' | 'left' | 'failed'>;
 }
 
+export interface EvacuationsParts extends EvacuationParts, SurveyParts {
+  /** Of an agent that takes part in distribution. Asked for when it is needed. */
+  preparer?: () => Preparer | undefined;
+}
+
 export class Evacuations {
-  readonly #parts: EvacuationParts & SurveyParts;
-  #last: Evacuation | undefined;
+  readonly #parts: EvacuationsParts;
+  #last: Evacuation | PreparedEvacuation | undefined;
   /** One is being begun. */
   #isBeginning = false;
   #isClosed = false;
@@ -27,13 +34,13 @@ export class Evacuations {
   #earlier: EvacuationFigures['outcomes'] = { moved: 0, left: 0, failed: 0 };
   readonly #watchers = new Set<() => void>();
 
-  constructor(parts: EvacuationParts & SurveyParts) {
+  constructor(parts: EvacuationsParts) {
     this.#parts = parts;
   }
 
   /** What would be done now. */
   async plan(request: EvacuateRequest): Promise<EvacuationInfo> {
-    const planned = new Evacuation(this.#parts, request, await survey(this.#parts, request));
+    const planned = await this.#survey(request);
     planned.check();
     return planned.info();
   }
@@ -44,8 +51,10 @@ export class Evacuations {
       throw new PagetideError('PT_EVACUATING', 'this host is being evacuated already');
     this.#isBeginning = true;
     try {
-      const evacuation = new Evacuation(this.#parts, request, await survey(this.#parts, request));
-      evacuation.check();
+      const planned = await this.#survey(request);
+      planned.check();
+      const evacuation =
+        request.prepareMs === undefined ? planned : await this.#prepare(planned, request, request.prepareMs);
       if (this.#isClosed) throw new PagetideError('PT_CANCELLED', 'the agent is ending');
       evacuation.onChange(() => {
         for (const told of [...this.#watchers]) told();
@@ -58,6 +67,31 @@ export class Evacuations {
     } finally {
       this.#isBeginning = false;
     }
+  }
+
+  async #survey(request: EvacuateRequest): Promise<Evacuation> {
+    return new Evacuation(this.#parts, request, await survey(this.#parts, request));
+  }
+
+  /** @throws PagetideError `PT_NOT_CONFIGURED`; why there can't be a plan: nothing has begun then */
+  async #prepare(planned: Evacuation, request: EvacuateRequest, prepareMs: number): Promise<PreparedEvacuation> {
+    const preparer = this.#parts.preparer?.();
+    if (preparer === undefined)
+      throw new PagetideError(
+        'PT_NOT_CONFIGURED',
+        'this agent does not take part in distribution: nothing can be prepared',
+      );
+    const { log, guests } = this.#parts;
+    const named = guests.all().filter(({ vmm }) => vmm.record.domain !== undefined);
+    const preparation = new Preparation(
+      preparer,
+      named.map(({ name }) => name),
+      request.to,
+      prepareMs,
+      log,
+    );
+    await preparation.begin();
+    return new PreparedEvacuation(planned, preparation, () => this.#survey(request), request.keepPlan === true, log);
   }
 
   /** @throws PagetideError `PT_EVACUATION_UNKNOWN`, as the next two */
@@ -97,14 +131,14 @@ export class Evacuations {
     this.#last?.close();
   }
 
-  #need(): Evacuation {
+  #need(): Evacuation | PreparedEvacuation {
     if (this.#last === undefined)
       throw new PagetideError('PT_EVACUATION_UNKNOWN', 'this agent knows of no evacuation since it started');
     return this.#last;
   }
 
   /** Resolves at its end, and otherwise after a moment in which it may have changed. */
-  #nextChange(signal: AbortSignal, evacuation: Evacuation): Promise<void> {
+  #nextChange(signal: AbortSignal, evacuation: Pick<Evacuation, 'ended'>): Promise<void> {
     return new Promise((resolve) => {
       const done = (): void => {
         clearTimeout(timer);

@@ -3,6 +3,7 @@ import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom
 import type { CacheStats } from '../pages/cache.ts';
 import type { ResidentStats } from '../pages/resident.ts';
 import type { PageCounters } from '../transport/page-server.ts';
+import { distributionMetrics } from './metrics-distribution.ts';
 import type { EvacuationFigures } from './evacuations.ts';
 import type { GuestState } from './service.ts';
 
@@ -140,6 +141,7 @@ export function createMetrics(options: MetricsOptions = {}) {
     labelNames: ['outcome'] as const,
     registers,
   });
+  const distribution = distributionMetrics(registers);
   const alarms = new Counter({
     name: 'pagetide_alarms_total',
     help: 'Things that must never happen, by kind (page-damaged: frames that their source altered; foreign-page: guests stopped for a page that nobody put there): any increase wants a person',
@@ -204,6 +206,8 @@ export function createMetrics(options: MetricsOptions = {}) {
       evacuated.reset(); // as with the cache
       for (const [outcome, count] of Object.entries(outcomes)) evacuated.inc({ outcome }, count);
     },
+    /** As distribution here counts, and its page server's streams. */
+    setDistribution: distribution.set,
     /** The whole in Prometheus' text format. */
     text: (): Promise<string> => registry.metrics(),
   };

@@ -6,6 +6,8 @@ import type { ErrorJson } from '../errors.ts';
 import type { Directory } from '../directory/directory.ts';
 import type { DomainAnswer, DomainCheckIn, DomainOffer, Sender } from '../domains/messages.ts';
 import type { DomainInfo, DomainRemoval } from '../domains/service.ts';
+import type { PreparationInfo } from './evacuation-preparation.ts';
+import type { DistributionService } from './distribution-service.ts';
 import type { GuestDescription, GuestStats, MemoryFile, VerifyResult } from '../guests/driver.ts';
 import type { CacheStats } from '../pages/cache.ts';
 import type { ResidentStats } from '../pages/resident.ts';
@@ -99,6 +101,10 @@ export interface EvacuateRequest {
   /** Bytes of pages that all targets together fetch a second, at most. */
   bandwidth?: number;
   verify: boolean;
+  /** Targets bring pages of the guests first, as long as this at most, milliseconds; undefined: they don't. */
+  prepareMs?: number;
+  /** The plan to evacuate this host, that was made for that, stays in force afterwards. */
+  keepPlan?: boolean;
 }
 
 /**
@@ -137,8 +143,8 @@ export interface EvacuationTotals {
 }
 
 export interface EvacuationInfo {
-  /** `planned`: nothing is done. `stopping`: nobody begins any more. */
-  state: 'planned' | 'running' | 'stopping' | 'ended';
+  /** `planned`: nothing is done. `preparing`: targets bring pages, nobody has begun. `stopping`: nobody begins any more. */
+  state: 'planned' | 'preparing' | 'running' | 'stopping' | 'ended';
   to: string[];
   parallel: number;
   /** Of all together, bytes a second. */
@@ -147,6 +153,8 @@ export interface EvacuationInfo {
   /** In the order in which they go; those that nobody takes last. */
   guests: EvacuatedGuest[];
   totals: EvacuationTotals;
+  /** Of one that was to be prepared. */
+  preparation?: PreparationInfo;
 }
 
 /** What an agent has of pages by tag: counters since it started. */
@@ -228,6 +236,8 @@ export interface AgentDirectories {
 export interface AgentService {
   readonly domains: AgentDomains;
   readonly directories: AgentDirectories;
+  /** Undefined: this agent does not take part in it. */
+  readonly distribution?: DistributionService | undefined;
   info(): AgentInfo;
   doctor(): Promise<Check[]>;
   /** Prometheus text. */

@@ -1,6 +1,9 @@
 /** How the progress of all guests at once is shown: a bar each on a terminal, plain lines elsewhere. */
 import type { EvacuatedGuest, EvacuationInfo } from '../agent/service.ts';
+import type { PreparationInfo } from '../agent/evacuation-preparation.ts';
+import { formatDuration, formatSize } from '../agent/units.ts';
 import type { MigrationInfo } from '../migration/types.ts';
+import { percent } from './show.ts';
 import { formatCopying, LineView, Rate } from './progress.ts';
 
 export interface EvacuationView {
@@ -24,6 +27,27 @@ export function formatCounts({ guests }: Pick<EvacuationInfo, 'guests'>): string
   return `evacuation: ${count('moved')} moved, ${count('moving')} under way, ${count('waiting')} wait, ${count('stays')} stay`;
 }
 
+/** `preparing: 63% of pages there, 120 MiB to come; 45 s of 10 min` */
+export function formatPreparation({
+  pages,
+  there,
+  queuedBytes,
+  planning,
+  silent,
+  elapsedMs,
+  mostMs,
+}: PreparationInfo): string {
+  const notes = [
+    ...(planning === 0 ? [] : [`${planning} targets still plan`]),
+    ...(silent.length === 0 ? [] : [`no answer of ${silent.join(', ')}`]),
+  ];
+  return [
+    `preparing: ${percent(there, pages)}% of pages there, ${formatSize(queuedBytes)} to come`,
+    ...notes,
+    `${formatDuration(elapsedMs)} of ${formatDuration(mostMs)}`,
+  ].join('; ');
+}
+
 /** As lines of a migration each, and one at every change of their number. */
 export class EvacuationLines implements EvacuationView {
   readonly #write: (line: string) => void;
@@ -39,9 +63,21 @@ export class EvacuationLines implements EvacuationView {
   update(info: EvacuationInfo): void {
     if (this.#ended) return;
     for (const guest of info.guests) this.#guest(guest);
+    if (info.state === 'preparing' && info.preparation !== undefined) {
+      this.#prepares(info.preparation);
+      return;
+    }
     const counts = formatCounts(info);
     if (counts !== this.#counts) this.#write(counts);
     this.#counts = counts;
+  }
+
+  /** At every change, but its clock's. */
+  #prepares(preparation: PreparationInfo): void {
+    const line = formatPreparation(preparation);
+    const figures = line.slice(0, line.lastIndexOf(';'));
+    if (figures !== this.#counts) this.#write(line);
+    this.#counts = figures;
   }
 
   #guest(guest: EvacuatedGuest): void {
@@ -97,6 +133,12 @@ class EvacuationBars implements EvacuationView {
   update(info: EvacuationInfo): void {
     if (this.#ended) return;
     for (const guest of info.guests) this.#guest(guest);
+    if (info.state === 'preparing' && info.preparation !== undefined) {
+      const { pages, there } = info.preparation;
+      this.#all.setTotal(Math.max(1, pages));
+      this.#all.update(there, { counts: formatPreparation(info.preparation) });
+      return;
+    }
     this.#all.setTotal(Math.max(1, info.guests.length));
     this.#all.update(info.totals.moved + info.totals.stay, { counts: formatCounts(info) });
   }

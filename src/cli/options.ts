@@ -1,6 +1,7 @@
 /** Parsers of option values. Each throws `PT_BAD_ARGUMENT`, which the CLI shows as an error of usage. */
 import { checkGuestName, NAME_PATTERN } from '../agent/names.ts';
-import { parseSize } from '../agent/units.ts';
+import { LONGEST_PLAN_MS } from '../agent/distribution-service.ts';
+import { formatDuration, parseDuration, parseSize } from '../agent/units.ts';
 import { usage } from './failure.ts';
 
 /** A guest's name. */
@@ -29,6 +30,19 @@ export function rate(text: string): number {
     throw usage(`"${text}" is no rate`, 'Bytes a second, 64K at least, e.g. 100M.');
   return bytes;
 }
+
+/** `2h` and the like, in milliseconds: more than 0, and `most` at most. */
+export function duration(most: number): (text: string) => number {
+  return (text) => {
+    const ms = parseDuration(text);
+    if (ms === undefined) throw usage(`"${text}" is no time`, 'E.g. 90s, 15m, 2h, 1d.');
+    if (ms <= 0 || ms > most) throw usage(`"${text}" is not more than 0 and at most ${formatDuration(most)}`);
+    return ms;
+  };
+}
+
+/** How long a plan is in force, in milliseconds. */
+export const planTime = duration(LONGEST_PLAN_MS);
 
 /** A whole number from `low` to `high`. */
 export function whole(low: number, high: number): (text: string) => number {

@@ -11,6 +11,8 @@ import {
   type DomainCheckIn,
   type DomainOffer,
 } from '../domains/messages.ts';
+import { tagsExplained, type ExplainQuestion, type TagsExplained } from '../distribution/explain-message.ts';
+import { TAG_BYTES } from '../pages/tags.ts';
 import type {
   Capabilities,
   CompletionFigures,
@@ -240,6 +242,25 @@ export class PeerClient {
   /** Tells the agent that made a domain that this one, which it calls `as`, has removed what it was granted with that epoch. */
   async giveUpDomain(id: string, as: string, epoch: number, options?: CallOptions): Promise<void> {
     await this.#call('POST', `${grants(id)}/give-up`, { as, epoch }, this.#workMs, options);
+  }
+
+  /**
+   * Where packed tags stand at the other agent, which has that domain, too.
+   * @param domain its id
+   */
+  async explainTags(
+    domain: string,
+    tags: Uint8Array,
+    likelihood: number | undefined,
+    options?: CallOptions,
+  ): Promise<TagsExplained> {
+    const question: ExplainQuestion = {
+      domain,
+      tags: Buffer.from(tags.buffer, tags.byteOffset, tags.byteLength).toString('base64'),
+      ...(likelihood === undefined ? {} : { likelihood }),
+    };
+    const answer = await this.#call('POST', '/v1/distribution/explain', question, this.#answerMs, options);
+    return tagsExplained(answer, tags.length / TAG_BYTES, this.origin);
   }
 
   /** Ends the connections; calls under way are rejected. */

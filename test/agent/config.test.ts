@@ -5,7 +5,14 @@ import t from 'tap';
 import { z } from 'zod';
 import { configSchema, guestSocketFolder, loadConfig, type ConfigHost } from '../../src/agent/config.ts';
 import { urlOf } from '../../src/agent/listen-address.ts';
-import { formatMicros, formatMillis, formatSize, parseSize } from '../../src/agent/units.ts';
+import {
+  formatDuration,
+  formatMicros,
+  formatMillis,
+  formatSize,
+  parseDuration,
+  parseSize,
+} from '../../src/agent/units.ts';
 import { shortFolder } from './api-harness.ts';
 
 const TMPFS = 0x01021994;
@@ -62,6 +69,26 @@ void t.test('files, YAML and JSON, and flags over them', (t) => {
   t.end();
 });
 
+void t.test('distribution: the peak follows the average, the budget the cache', (t) => {
+  const folder = shortFolder(t);
+  const file = join(folder, 'd.yaml');
+  const of = (text: string) => {
+    writeFileSync(file, text);
+    return loadConfig(file, {}, host).distribution;
+  };
+  t.match(loadConfig(undefined, {}, host).distribution, {
+    ...{ enabled: true, average: 12_500_000, peak: 50_000_000, budget: 0 },
+    prices: { hold: 1 / 16, bring: 1 / 4, hysteresis: 1.25 },
+  });
+  t.equal(of('cache: { size: 1G }').budget, 2 ** 29);
+  t.equal(of('{ cache: { size: 1G }, distribution: { budget: 12.5% } }').budget, 2 ** 27);
+  t.equal(of('{ cache: { size: 1G }, distribution: { budget: 100M } }').budget, 100 * 2 ** 20);
+  t.equal(of('distribution: { budget: 100M }').budget, 0, 'no cache: nothing is brought');
+  t.match(of('distribution: { average: 1M }'), { average: 2 ** 20, peak: 2 ** 22 });
+  t.match(of('distribution: { average: 1M, peak: 1M }'), { average: 2 ** 20, peak: 2 ** 20 });
+  t.end();
+});
+
 void t.test('refused, with the field and before anything is made', (t) => {
   const folder = shortFolder(t);
   const file = join(folder, 'c.yaml');
@@ -77,6 +104,16 @@ void t.test('refused, with the field and before anything is made', (t) => {
     ['fill: { bandwidth: fast }', /fill\.bandwidth/],
     ['timeouts: { peerMs: 0 }', /timeouts\.peerMs/],
     ['log: { level: loud }', /log\.level/],
+    ['distribution: { average: 1000 }', /distribution\.average: bytes a second, 64K/],
+    ['distribution: { average: 10M, peak: 9M }', /distribution\.peak: 9437184 is below/],
+    ['distribution: { budget: 101% }', /distribution\.budget: a size/],
+    [
+      '{ cache: { size: 1G }, distribution: { budget: 2G } }',
+      /distribution\.budget: 2147483648 is more than cache\.size/,
+    ],
+    ['distribution: { prices: { hysteresis: 0.5 } }', /distribution\.prices\.hysteresis/],
+    ['directory: { url: "http://x" }', /directory\.url: a redis/],
+    ['directory: { leaseMs: 10000, reportMs: 5000 }', /directory\.reportMs: 5000 is more than a third/],
     ['advertise: "https://x"', /needs tls/],
     ['listen: 0.0.0.0:7411', /listen: 0\.0\.0\.0 is not a loopback address/],
     ['listen: "[::]:7411"', /loopback/],
@@ -154,6 +191,18 @@ void t.test('units', (t) => {
   for (const [text, bytes] of sizes) t.equal(parseSize(text), bytes, text);
   t.same([formatSize(512), formatSize(2 ** 28), formatSize(1.4 * 2 ** 30)], ['512 B', '256 MiB', '1.4 GiB']);
   t.same([formatMillis(3.25), formatMillis(840), formatMillis(12_500)], ['3.3 ms', '840 ms', '12.5 s']);
+  const durations: [string, number | undefined][] = [
+    ['0', 0],
+    ['500ms', 500],
+    ['90s', 90_000],
+    ['2h', 7_200_000],
+    ['1.5d', 129_600_000],
+    ['2', undefined],
+    ['-1h', undefined],
+    ['1w', undefined],
+  ];
+  for (const [text, ms] of durations) t.equal(parseDuration(text), ms, text);
+  t.same([45_000, 7_200_000, 7_140_000, 176_400_000].map(formatDuration), ['45 s', '2 h', '1 h 59 min', '2 d 1 h']);
   t.same([formatMicros(4.1), formatMicros(1300)], ['4.1 µs', '1.3 ms']);
   t.end();
 });

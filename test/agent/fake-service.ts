@@ -17,6 +17,8 @@ import type {
   PrepareRequest,
   Rest,
 } from '../../src/migration/types.ts';
+import type { DistributionService } from '../../src/agent/distribution-service.ts';
+import { fakeDistribution } from './fake-distribution.ts';
 import type {
   AgentDirectories,
   AgentDomains,
@@ -345,6 +347,10 @@ export class FakeService implements AgentService {
     member: (id, as, sender) => this.#called('directories.member', [id, as, sender], () => this.directory),
     guestTags: (...args) => this.#called('directories.guestTags', args, () => this.guestTagPage),
   };
+  /** Undefined: this agent has none. */
+  distribution: DistributionService | undefined = fakeDistribution((method, args, answer) =>
+    this.#promised(method, args, answer),
+  );
 
   readonly domains: AgentDomains = {
     list: () => this.#called('domains.list', [], () => [domainInfo('shop')]),

@@ -104,6 +104,8 @@ export function buildApi(service: AgentService, options: ApiOptions = {}): Fasti
         { name: 'domains', description: 'Sets of guests that may share pages' },
         { name: 'cache', description: 'The shared-page cache' },
         { name: 'migrations', description: 'Migrations, as an operator sees them' },
+        { name: 'distribution', description: 'Pages that are brought before guests come' },
+        { name: 'plans', description: 'What operators say about where guests will go' },
         { name: 'evacuation', description: 'All guests of this host, moved to others' },
         { name: BETWEEN_AGENTS, description: 'What agents tell each other' },
       ],

@@ -5,9 +5,11 @@
 import { request, type IncomingMessage } from 'node:http';
 import { asPagetideError, errorFromJson, PagetideError } from '../../errors.ts';
 import type { DomainInfo, DomainRemoval } from '../../domains/service.ts';
+import type { DistributionInfo } from '../../distribution/info.ts';
 import type { VerifyResult } from '../../guests/driver.ts';
 import type { MigrationInfo } from '../../migration/types.ts';
 import type { Kept } from '../../pages/keep-task.ts';
+import type { ExplainedGuest, GuestPlans, PlanSubject, RatesWanted, WithdrawnPlans } from '../distribution-service.ts';
 import type {
   AgentInfo,
   CacheInfo,
@@ -183,6 +185,55 @@ export class AgentClient {
   /** As {@link watchMigration}; look at the last state. */
   watchEvacuation(signal?: AbortSignal): AsyncGenerator<EvacuationInfo> {
     return this.#events<EvacuationInfo>('/v1/evacuation/events', signal);
+  }
+
+  distribution(): Promise<DistributionInfo> {
+    return this.#json({ method: 'GET', path: '/v1/distribution' });
+  }
+
+  pauseDistribution(): Promise<DistributionInfo> {
+    return this.#json({ method: 'POST', path: '/v1/distribution/pause' });
+  }
+
+  resumeDistribution(): Promise<DistributionInfo> {
+    return this.#json({ method: 'POST', path: '/v1/distribution/resume' });
+  }
+
+  setDistributionRates(body: RatesWanted): Promise<DistributionInfo> {
+    return this.#json({ method: 'POST', path: '/v1/distribution/rates', body });
+  }
+
+  setDistributionBudget(bytes: number): Promise<DistributionInfo> {
+    return this.#json({ method: 'POST', path: '/v1/distribution/budget', body: { bytes } });
+  }
+
+  explainGuest(name: string): Promise<ExplainedGuest> {
+    const path = `/v1/distribution/guests/${encodeURIComponent(name)}`;
+    return this.#json({ method: 'GET', path, timeoutMs: LONG_MS });
+  }
+
+  async emptyDirectory(domain: string): Promise<void> {
+    await this.#json({ method: 'DELETE', path: `/v1/distribution/directories/${encodeURIComponent(domain)}` });
+  }
+
+  listPlans(): Promise<GuestPlans> {
+    return this.#json({ method: 'GET', path: '/v1/plans' });
+  }
+
+  /** @param domain all that this agent and the host have without */
+  planEvacuate(host: string, forMs: number, domain?: string): Promise<GuestPlans> {
+    const body = { host, forMs, ...(domain === undefined ? {} : { domain }) };
+    return this.#json({ method: 'POST', path: '/v1/plans/evacuate', body });
+  }
+
+  planAffinity(guest: string, hosts: string[], forMs: number, domain?: string): Promise<GuestPlans> {
+    const body = { guest, hosts, forMs, ...(domain === undefined ? {} : { domain }) };
+    return this.#json({ method: 'POST', path: '/v1/plans/affinity', body });
+  }
+
+  withdrawPlan(about: PlanSubject, domain?: string): Promise<WithdrawnPlans> {
+    const body = { about, ...(domain === undefined ? {} : { domain }) };
+    return this.#json({ method: 'POST', path: '/v1/plans/withdraw', body });
   }
 
   async *#events<T>(path: string, signal?: AbortSignal): AsyncGenerator<T> {

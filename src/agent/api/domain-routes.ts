@@ -169,7 +169,7 @@ function addAgentRoutes(app: TypedApp, domains: AgentDomains): void {
   );
 }
 
-/** Who asks, as far as it is known. */
+/** Who asks, by its certificate; null on the control socket. */
 export function senderOf({ peer }: FastifyRequest): Sender {
   return peer ?? null;
 }
@@ -186,6 +186,7 @@ function refusePort({ viaPort }: FastifyRequest, _reply: unknown, done: Done): v
     );
 }
 
+/** Lets only those in of whom it is sure who they are: another host by its certificate, or this host's user. */
 export function refuseUnknown({ viaPort, peer }: FastifyRequest, _reply: unknown, done: Done): void {
   if (!viaPort || peer !== undefined) done();
   else

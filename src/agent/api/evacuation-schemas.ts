@@ -17,6 +17,8 @@ import {
 export const PARALLEL = 2;
 export const MOST_PARALLEL = 64;
 const MOST_TARGETS = 64;
+/** A day. */
+export const LONGEST_PREPARATION_MS = 24 * 3_600_000;
 
 const count = z.int().min(0);
 
@@ -36,8 +38,28 @@ export const evacuateRequest = z
       .min(65_536)
       .exactOptional()
       .meta({ description: 'Bytes of pages that all targets together fetch a second, at most.' }),
+    prepareMs: z.int().min(1000).max(LONGEST_PREPARATION_MS).exactOptional().meta({
+      description:
+        'Targets bring pages of the guests first, as long as this at most, milliseconds. Without: they do not.',
+    }),
+    keepPlan: z.boolean().exactOptional().meta({
+      description: 'The plan to evacuate this host that is made for that stays in force afterwards.',
+    }),
   })
   .meta({ id: 'EvacuateRequest' });
+
+const preparation = z
+  .object({
+    elapsedMs: z.number().min(0),
+    mostMs: count,
+    pages: count.meta({ description: 'Of all guests at all targets of their domains.' }),
+    there: count.meta({ description: 'Pages that are there.' }),
+    queuedBytes: count.meta({ description: 'Bytes of pages that are still to be brought, before compression.' }),
+    planning: count.meta({ description: 'Targets that have not planned with it yet.' }),
+    silent: z.array(z.string()).meta({ description: 'Targets that did not answer.' }),
+    ended: z.enum(['brought', 'time', 'stopped']).nullable().meta({ description: 'How it ended; null: it goes on.' }),
+  })
+  .meta({ id: 'Preparation' });
 
 const evacuatedGuest = z
   .object({
@@ -58,7 +80,7 @@ const evacuatedGuest = z
 
 export const evacuationInfo = z
   .object({
-    state: z.enum(['planned', 'running', 'stopping', 'ended']),
+    state: z.enum(['planned', 'preparing', 'running', 'stopping', 'ended']),
     to: z.array(z.string()),
     parallel: count,
     bandwidth: count.exactOptional(),
@@ -73,6 +95,7 @@ export const evacuationInfo = z
         longestDowntimeMs: z.number().min(0).nullable(),
       })
       .meta({ description: 'Of the guests that have moved.' }),
+    preparation: preparation.exactOptional().meta({ description: 'Of one that was to be prepared.' }),
   })
   .meta({ id: 'EvacuationInfo' });
 

@@ -7,6 +7,7 @@ import type { AgentService } from '../service.ts';
 import type { EventStreams } from './events.ts';
 import { addEvacuationRoutes } from './evacuation-routes.ts';
 import { addDirectoryRoutes } from './directory-routes.ts';
+import { addDistributionRoutes } from './distribution-routes.ts';
 import { addDomainRoutes } from './domain-routes.ts';
 import * as s from './schemas.ts';
 import { addSnapshotRoutes } from './snapshot-routes.ts';
@@ -28,6 +29,7 @@ export function addRoutes(app: FastifyInstance, service: AgentService, events: E
   addSnapshotRoutes(typed, service);
   addMigrationRoutes(typed, service, events);
   addEvacuationRoutes(typed, service, events);
+  addDistributionRoutes(typed, service);
   addPeerRoutes(typed, service);
 }
 

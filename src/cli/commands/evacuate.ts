@@ -3,7 +3,7 @@ import { PagetideError } from '../../errors.ts';
 import type { EvacuateRequest, EvacuationInfo } from '../../agent/service.ts';
 import { refuseRest, type Context } from '../context.ts';
 import { usage } from '../failure.ts';
-import { peerUrl, rate, whole } from '../options.ts';
+import { duration, peerUrl, rate, whole } from '../options.ts';
 
 interface Options {
   to: string[];
@@ -15,8 +15,15 @@ interface Options {
   onNoConvergence?: NonNullable<EvacuateRequest['onNoConvergence']>;
   verify: boolean;
   dryRun?: boolean;
+  prepare?: number | true;
+  keepPlan?: boolean;
   follow?: boolean;
 }
+
+/** How long a preparation may take where nobody says, milliseconds. */
+const PREPARE_MS = 30 * 60_000;
+/** A day. */
+const LONGEST_PREPARATION_MS = 24 * 3_600_000;
 
 const MODES: readonly EvacuateRequest['mode'][] = ['auto', 'post-copy', 'pre-copy', 'hybrid'];
 
@@ -43,12 +50,19 @@ export function addEvacuate(program: Command, context: () => Context): void {
         'abort',
       ]),
     )
+    .option(
+      '--prepare [time]',
+      'let the targets bring pages of the guests first, as long as this at most (default: 30m)',
+      duration(LONGEST_PREPARATION_MS),
+    )
+    .option('--keep-plan', 'the plan to evacuate the host, made by --prepare, stays in force afterwards')
     .option('--no-verify', 'do not let guests check their memory afterwards')
     .option('--dry-run', 'say who would go where, in which order, and what it would cost; nothing is done')
     .option('--follow', 'watch the one that is under way')
     .addHelpText(
       'after',
-      '\nExample:\n  pagetide evacuate --to http://127.0.0.1:7412 --to http://127.0.0.1:7413 --bandwidth 200M',
+      '\nExamples:\n  pagetide evacuate --to http://127.0.0.1:7412 --to http://127.0.0.1:7413 --bandwidth 200M' +
+        '\n  pagetide evacuate --to https://host-b:7411 --prepare=10m',
     )
     .addHelpText(
       'after',
@@ -67,6 +81,9 @@ export function addEvacuate(program: Command, context: () => Context): void {
             ? '--follow watches what was begun before: it takes neither --to nor --dry-run'
             : '--to is missing: guests have to go somewhere',
         );
+      const { prepare, keepPlan } = options;
+      if (keepPlan === true && prepare === undefined) throw usage('--keep-plan goes with --prepare');
+      if (prepare !== undefined && options.follow === true) throw usage('--prepare is of no use with --follow');
       const client = await cli.client(host ?? cli.agent);
       const [{ followEvacuation }, { evacuationView }, { showEvacuation }] = await Promise.all([
         import('../follow-evacuation.ts'),
@@ -79,6 +96,8 @@ export function addEvacuate(program: Command, context: () => Context): void {
         ...(maxRounds === undefined ? {} : { maxRounds }),
         ...(bandwidth === undefined ? {} : { bandwidth }),
         ...(onNoConvergence === undefined ? {} : { onNoConvergence }),
+        ...(prepare === undefined ? {} : { prepareMs: prepare === true ? PREPARE_MS : prepare }),
+        ...(keepPlan === undefined ? {} : { keepPlan }),
       };
       if (options.dryRun === true) {
         const planned = await client.planEvacuation(request);
