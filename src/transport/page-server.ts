@@ -203,7 +203,7 @@ export class PageServer {
 
   #stand(by: number): void {
     this.#standing += by;
-    if (this.#standing > 1 || (by > 0) !== (this.#standing === 1)) return;
+    if (this.#standing > 1 || by > 0 !== (this.#standing === 1)) return;
     // a server that has ended sends nothing either
     this.#ask({ type: 'stand-back', stands: by > 0 }).catch(() => undefined);
   }
