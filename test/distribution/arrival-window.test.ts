@@ -32,7 +32,7 @@ const requests = fc.array(
     seen: delay,
     real: fc.double({ min: 0, max: 1, noNaN: true }),
   }),
-  { maxLength: 300 },
+  { minLength: 100, maxLength: 300 },
 );
 
 void t.test('no window has more than the limit, whatever the delays', (t) => {
@@ -67,7 +67,7 @@ void t.test('no window has more than the limit, whatever the delays', (t) => {
       return fullestWindow(crossed) <= limit;
     }),
   );
-  t.ok(granted > 1000, 'something was granted');
+  t.ok(granted > 500, `${granted} were granted`);
   t.end();
 });
 
