@@ -12,7 +12,7 @@ const SLOW = { average: 200_000, peak: 400_000 };
 void t.test('several holders side by side', async (t) => {
   const here = puller(t);
   const from = await Promise.all([holder(t), holder(t), holder(t)]);
-  const { pages, tags } = tagged(from[0]!.key, 900);
+  const { pages, tags } = tagged(from[0].key, 900);
   for (const one of from) one.hold(pages, tags, (i) => i < 800);
   for (let i = 0; i < 50; i++) here.cache.insert(NUMBER, tags, i * TAG_BYTES, pages, i * TAG_PAGE);
   const urls = from.map(({ url }) => url);

@@ -50,7 +50,7 @@ native().tagPages(key.id, pages, count, tags);
 
 let end: () => Promise<void>;
 let setRates: (rates: Rates) => void;
-let bring: (urls: string[]) => Promise<void> = async () => undefined;
+let bring: (urls: string[]) => Promise<void> = () => Promise.resolve();
 if (role === 'holder') {
   for (let i = 0; i < count; i++) cache.insert(NUMBER, tags, i * TAG_BYTES, pages, i * TAG_PAGE);
   const controlSocket = join(folder, `control-${process.pid}`);
