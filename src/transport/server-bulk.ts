@@ -103,8 +103,7 @@ export abstract class BulkStream<Owner extends StreamOwner> extends ServerStream
   protected abstract retainTask(): void;
   protected abstract releaseTask(): void;
   /** How many of `bytes` may be written now; 0: none, until {@link goOn}. @param answers whether they answer a request */
-  protected grant(bytes: number, answers: boolean): number {
-    answers;
+  protected grant(...[bytes]: [bytes: number, answers: boolean]): number {
     return bytes;
   }
   /** Whether the pool may have a task of this stream now; if not, {@link goOn} follows. */
