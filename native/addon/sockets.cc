@@ -1,5 +1,7 @@
 // Unix sockets that carry descriptors. Node's own sockets drop them.
 #include <fcntl.h>
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -106,6 +108,14 @@ Napi::Value SendSocket(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), n < 0 ? -errno : static_cast<double>(n));
 }
 
+// Bytes of a TCP socket that the other end has not acknowledged, sent or not; the negative errno where it is none.
+Napi::Value UnacknowledgedBytes(const Napi::CallbackInfo& info) {
+  int64_t fd;
+  if (!GetFd(info, &fd)) return info.Env().Undefined();
+  int bytes = 0;
+  return Napi::Number::New(info.Env(), ioctl(static_cast<int>(fd), SIOCOUTQ, &bytes) == 0 ? bytes : -errno);
+}
+
 Napi::Value DuplicateFd(const Napi::CallbackInfo& info) {
   int64_t fd;
   if (!GetFd(info, &fd)) return info.Env().Undefined();
@@ -132,6 +142,7 @@ void InitSockets(Napi::Env env, Napi::Object exports) {
   exports.Set("send", Napi::Function::New(env, SendMessage));
   exports.Set("recvSocket", Napi::Function::New(env, RecvSocket));
   exports.Set("sendSocket", Napi::Function::New(env, SendSocket));
+  exports.Set("unacknowledged", Napi::Function::New(env, UnacknowledgedBytes));
   exports.Set("duplicate", Napi::Function::New(env, DuplicateFd));
   exports.Set("close", Napi::Function::New(env, Close));
 }

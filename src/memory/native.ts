@@ -561,6 +561,8 @@ export interface Native {
   recvSocket(fd: number, into: Uint8Array): number;
   /** `send` without waiting: bytes taken, or the negative errno. Throws and allocates nothing. */
   sendSocket(fd: number, data: Uint8Array, offset: number, length: number): number;
+  /** Bytes of a TCP socket that the other end has not acknowledged, sent or not; or the negative errno. Throws nothing. */
+  unacknowledged(fd: number): number;
   /** Another descriptor of the same socket, so that it can be watched beside its own handle. */
   duplicate(fd: number): number;
   close(fd: number): void;

@@ -16,6 +16,8 @@ export class BatchPool {
   readonly #room: number;
   #running = 0;
   #waiting: (() => void)[] = [];
+  /** Of background streams. */
+  #waitingLast: (() => void)[] = [];
   #closed = false;
 
   constructor(threads: number) {
@@ -26,6 +28,16 @@ export class BatchPool {
   /** Whether {@link run} would take a task now. */
   get hasRoom(): boolean {
     return this.#running < this.#room && !this.#closed;
+  }
+
+  /** The same for a task of a background stream: only where nothing runs and nobody waits, so that none is behind it for longer than one takes. */
+  get isIdle(): boolean {
+    return this.#running === 0 && this.#waiting.length === 0 && !this.#closed;
+  }
+
+  /** Calls back once, when the pool {@link isIdle}; one at a time. */
+  whenIdle(callback: () => void): void {
+    this.#waitingLast.push(callback);
   }
 
   /** Calls back once, when there is room; in the order in which they asked. */
@@ -45,6 +57,7 @@ export class BatchPool {
       this.#running--;
       // all for whom there is room: one that has no more use for it must not keep the next from being told
       while (this.hasRoom && this.#waiting.length > 0) this.#waiting.shift()?.();
+      while (this.isIdle && this.#waitingLast.length > 0) this.#waitingLast.shift()?.();
     }
   }
 
@@ -52,6 +65,7 @@ export class BatchPool {
   async close(): Promise<void> {
     this.#closed = true;
     this.#waiting = [];
+    this.#waitingLast = [];
     try {
       await this.#pool.close({ force: true });
     } catch (cause) {

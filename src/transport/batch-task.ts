@@ -42,6 +42,8 @@ export interface TagsTask {
   stream: number;
   /** 16 bytes each. */
   tags: Uint8Array;
+  /** Somebody's guest waits for it: not packed. */
+  urgent: boolean;
 }
 
 export type BatchTask = FramesTask | TagsTask | DeltasTask;
@@ -118,7 +120,7 @@ function makeDeltas({ segments, stream, request, total, measure }: DeltasTask): 
   return { frame, pages: total, absent: 0, rawBytes: at, bodyBytes: body.length };
 }
 
-function makeTags({ place, stream, tags }: TagsTask): BatchResult {
+function makeTags({ place, stream, tags, urgent }: TagsTask): BatchResult {
   const pages = (scratch ??= Buffer.allocUnsafeSlow(WireLimit.batchBytes));
   const count = tags.length / TAG_BYTES;
   const present = new Uint8Array(bitmapBytes(count));
@@ -129,8 +131,7 @@ function makeTags({ place, stream, tags }: TagsTask): BatchResult {
     raw += TAG_PAGE;
   }
   const data = pages.subarray(0, raw);
-  // somebody's guest waits for a single one
-  const { body, lz4 } = count === 1 ? { body: data, lz4: false } : pack(data);
+  const { body, lz4 } = urgent ? { body: data, lz4: false } : pack(data);
   const frame = encodeTagPages(stream, count, present, body, raw, lz4) as Uint8Array<ArrayBuffer>;
   return { frame, pages: raw / TAG_PAGE, absent: count - raw / TAG_PAGE, rawBytes: raw, bodyBytes: body.length };
 }

@@ -15,6 +15,7 @@ import {
   isMigrationId,
   pagesPath,
 } from './upgrade.ts';
+import { markBackground } from './background.ts';
 import { OWN_SESSION, OwnSession, SESSION_HEADER, handOver } from './own-session.ts';
 import { TappedSocket, type PageSocket } from './read-tap.ts';
 import type { Channel } from './wire.ts';
@@ -52,6 +53,8 @@ export interface StreamRequest {
   timeoutMs: number;
   credentials: Credentials | undefined;
   signal: AbortSignal | undefined;
+  /** Mark its packets as background traffic. */
+  background?: boolean;
   /** Whether what the other side says beside the protocol is what is wanted. What it throws is why the stream is given up. */
   fits: (headers: IncomingHttpHeaders) => boolean;
 }
@@ -128,6 +131,9 @@ export async function openStream(request: StreamRequest): Promise<TappedSocket> 
   const client = new Client(origin, {
     connect: (target, done) => {
       tapped = connectTapped(target, request.readBytes, timeoutMs, credentials, done);
+      // before TLS says its first word
+      if (request.background === true)
+        tapped.socket.prependOnceListener('connect', () => markBackground(tapped!.socket));
     },
     headersTimeout: timeoutMs,
     bodyTimeout: timeoutMs,

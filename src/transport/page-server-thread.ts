@@ -8,6 +8,7 @@ import { Socket, type AddressInfo } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { PagetideError, asPagetideError, errorFromJson } from '../errors.ts';
 import { peerIdentity } from '../trust/identity.ts';
+import { BackgroundPace, markBackground } from './background.ts';
 import { BatchPool } from './batch-pool.ts';
 import { answerError, proxyRequest } from './control-proxy.ts';
 import { LiveDomain } from './live-domain.ts';
@@ -28,6 +29,7 @@ import { StateStream } from './server-state.ts';
 import { NONCE_HEADER, PROOF_HEADER, proof } from './tag-proof.ts';
 import { secureListener } from './tls-listener.ts';
 import {
+  BACKGROUND_HEADER,
   FRAMES_HEADER,
   PAGE_PROTOCOL,
   PAGE_SIZE_HEADER,
@@ -58,6 +60,7 @@ export class PageServerThread {
   readonly #domains = new Map<string, LiveDomain>();
   readonly #pool: BatchPool;
   readonly #bulk: BulkParts;
+  readonly #background: BackgroundPace;
 
   /** @param post sends a message to the main thread */
   constructor(settings: PageServerSettings, post: (message: FromThread) => void) {
@@ -65,6 +68,7 @@ export class PageServerThread {
     this.#post = post;
     this.#pool = new BatchPool(settings.batchThreads);
     this.#bulk = { livenessMs: settings.livenessMs, pool: this.#pool, writer: new BulkWriter() };
+    this.#background = new BackgroundPace(settings.background);
     const { credentials, controlSocket } = settings;
     const listener: RequestListener = (request, response) => {
       if (isStreamPath(request.url ?? '')) {
@@ -147,6 +151,12 @@ export class PageServerThread {
       case 'state-abort':
         this.#offer(request.migration).abortState(errorFromJson(request.error));
         return;
+      case 'background-rates':
+        this.#background.setRates(request.rates);
+        return;
+      case 'stand-back':
+        this.#background.standBack(request.stands);
+        return;
       case 'close':
         await this.#close();
         return;
@@ -184,6 +194,7 @@ export class PageServerThread {
     const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
     this.#closeConnections();
     await Promise.all([closed, this.#pool.close()]);
+    this.#background.close();
   }
 
   #upgrade(request: IncomingMessage, socket: Duplex, head: Buffer): void {
@@ -209,7 +220,7 @@ export class PageServerThread {
     }
   }
 
-  #openTags({ domain: id, nonce }: TagsUpgradeRequest, socket: Socket, head: Buffer): void {
+  #openTags({ domain: id, nonce, background }: TagsUpgradeRequest, socket: Socket, head: Buffer): void {
     const domain = this.#domains.get(id);
     const host = peerIdentity(socket);
     // one answer to both: whether a domain is here is nobody's business who does not have it
@@ -217,9 +228,11 @@ export class PageServerThread {
       throw new UpgradeRefused(new PagetideError('PT_DOMAIN_UNKNOWN', 'that domain is not shared with you here'));
     const of = domain.proofOf(nonce);
     const proven = Buffer.from(proof('server', of)).toString('hex');
-    socket.write(switching({ [NONCE_HEADER]: of.server, [PROOF_HEADER]: proven }));
+    if (background) markBackground(socket);
+    const answer = { [NONCE_HEADER]: of.server, [PROOF_HEADER]: proven };
+    socket.write(switching(background ? { ...answer, [BACKGROUND_HEADER]: 1 } : answer));
     if (head.length > 0) socket.unshift(head);
-    new TagStream(domain, socket, this.#bulk, host, of);
+    new TagStream(domain, socket, this.#bulk, host, of, background ? this.#background : undefined);
   }
 
   #authorize({ migration, token }: UpgradeRequest, socket: Socket): LiveOffer {

@@ -19,6 +19,8 @@ import {
   type RequestBody,
   type SharedDomain,
 } from './server-messages.ts';
+import type { Rates } from '../distribution/token-bucket.ts';
+import { checkRates } from '../distribution/wire-cost.ts';
 import { WORKER_LIMITS } from '../memory/release-memory.ts';
 import { credentials as ownCredentials, type Credentials } from '../trust/credentials.ts';
 import { isMigrationId } from './upgrade.ts';
@@ -35,12 +37,16 @@ export interface PageServerOptions {
   batchThreads?: number;
   /** Milliseconds of silence after which a connection is pinged, 5000 by default; three times that ends it. */
   livenessMs?: number;
+  /** What background streams may send, all together; 8 MiB a second and twice that as peak by default. */
+  background?: Rates;
   /** With them the port speaks mutual TLS and nothing else. Those of the process by default. */
   credentials?: Credentials | undefined;
 }
 
 /** Bytes of a device state that may be on their way to the thread. */
 const STATE_AHEAD = 1 << 20;
+
+const BACKGROUND: Rates = { average: 8 << 20, peak: 16 << 20 };
 
 interface Pending {
   resolve: () => void;
@@ -55,6 +61,7 @@ export class PageServer {
   readonly #tagCounters: SharedArrayBuffer;
   readonly #scheme: 'http' | 'https';
   #nextId = 1;
+  #standing = 0;
   #address = { host: '', port: 0 };
   #ended: PagetideError | undefined;
   #closing: Promise<void> | undefined;
@@ -88,6 +95,7 @@ export class PageServer {
    */
   static async start(options: PageServerOptions): Promise<PageServer> {
     const { host, port, controlSocket, batchThreads = 1, livenessMs = 5_000, credentials = ownCredentials() } = options;
+    const background = checkRates(options.background ?? BACKGROUND);
     if (!Number.isInteger(port) || port < 0 || port > 65535)
       throw new PagetideError('PT_BAD_ARGUMENT', `${port} is no port`);
     if (!Number.isInteger(batchThreads) || batchThreads < 1 || batchThreads > 64) {
@@ -100,6 +108,7 @@ export class PageServer {
       batchThreads,
       livenessMs,
       credentials,
+      background,
       tagCounters: new SharedArrayBuffer(COUNTERS * 8),
     });
     const first = await new Promise<FromThread>((resolve, reject) => {
@@ -172,6 +181,31 @@ export class PageServer {
   /** Ends the streams of a domain. Idempotent. @param domain the mark of its secret */
   unshare(domain: string): Promise<void> {
     return this.#ask({ type: 'unshare', domain });
+  }
+
+  /** What background streams may send from now on, all together. @throws PagetideError `PT_BAD_ARGUMENT` */
+  async setBackgroundRates(rates: Rates): Promise<void> {
+    await this.#ask({ type: 'background-rates', rates: checkRates(rates) });
+  }
+
+  /**
+   * A migration runs here: background streams get nothing until what this returns is called. Several may hold them back at once; letting go twice
+   * is letting go once.
+   */
+  standBack(): () => void {
+    this.#stand(1);
+    let holds = true;
+    return () => {
+      if (holds) this.#stand(-1);
+      holds = false;
+    };
+  }
+
+  #stand(by: number): void {
+    this.#standing += by;
+    if (this.#standing > 1 || by > 0 !== (this.#standing === 1)) return;
+    // a server that has ended sends nothing either
+    this.#ask({ type: 'stand-back', stands: by > 0 }).catch(() => undefined);
   }
 
   /** What the streams of pages by tag have carried so far, of all domains. */

@@ -102,6 +102,16 @@ export abstract class BulkStream<Owner extends StreamOwner> extends ServerStream
   /** What the task uses must stay until {@link releaseTask}. */
   protected abstract retainTask(): void;
   protected abstract releaseTask(): void;
+  /** How many of `bytes` may be written now; 0: none, until {@link goOn}. @param answers whether they answer a request */
+  protected grant(...[bytes]: [bytes: number, answers: boolean]): number {
+    return bytes;
+  }
+  /** Whether the pool may have a task of this stream now; if not, {@link goOn} follows. */
+  protected mayMake(): boolean {
+    if (this.#pool.hasRoom) return true;
+    this.waitFor((callback) => this.#pool.whenRoom(callback));
+    return false;
+  }
   protected abstract countResult(result: Exclude<BatchResult, { error: unknown }>): void;
 
   /** @throws PagetideError `PT_PROTOCOL` when too many are outstanding */
@@ -151,10 +161,7 @@ export abstract class BulkStream<Owner extends StreamOwner> extends ServerStream
   #advance(): void {
     if (this.closing) return;
     while (this.#queue.length > 0 && this.#inPool < IN_POOL && this.#unsent < UNSENT_LIMIT) {
-      if (!this.#pool.hasRoom) {
-        this.#waitForRoom();
-        break;
-      }
+      if (!this.mayMake()) break;
       void this.#make(this.#queue.shift()!);
     }
     if (!this.#writing && this.#finished.length > 0) {
@@ -163,13 +170,19 @@ export abstract class BulkStream<Owner extends StreamOwner> extends ServerStream
     }
   }
 
-  #waitForRoom(): void {
+  /** Has `when` call back once, to go on then. */
+  protected waitFor(when: (callback: () => void) => void): void {
     if (this.#waitsForRoom) return;
     this.#waitsForRoom = true;
-    this.#pool.whenRoom(() => {
+    when(() => {
       this.#waitsForRoom = false;
       this.#advance();
     });
+  }
+
+  /** What {@link grant} refused may be granted now. */
+  goOn(): void {
+    this.#advance();
   }
 
   async #make({ stream, argument, task }: BulkRequest): Promise<void> {
@@ -196,7 +209,12 @@ export abstract class BulkStream<Owner extends StreamOwner> extends ServerStream
       this.#writing = false;
       return;
     }
-    const slice = first.frame.subarray(this.#at, this.#at + SLICE);
+    const granted = this.grant(Math.min(SLICE, first.frame.length - this.#at), first.answers);
+    if (granted === 0) {
+      this.#writing = false;
+      return;
+    }
+    const slice = first.frame.subarray(this.#at, this.#at + granted);
     this.#at += slice.length;
     this.#unsent -= slice.length;
     if (this.#at === first.frame.length) {

@@ -1,5 +1,6 @@
 /** Every message between the agent's main thread and the page server's thread. */
 import type { ErrorJson } from '../errors.ts';
+import type { Rates } from '../distribution/token-bucket.ts';
 import type { Credentials } from '../trust/credentials.ts';
 import type { TagPlace } from './tag-place.ts';
 
@@ -52,6 +53,8 @@ export interface PageServerSettings {
   livenessMs: number;
   /** With them the port speaks mutual TLS and nothing else. Never logged. */
   credentials: Credentials | undefined;
+  /** Of all background streams together, until they are told others. */
+  background: Rates;
   /** Counters of pages by tag, of all domains together. */
   tagCounters: SharedArrayBuffer;
 }
@@ -68,6 +71,8 @@ export type Request =
   | { id: number; type: 'state'; migration: string; chunk: Uint8Array }
   | { id: number; type: 'state-end'; migration: string }
   | { id: number; type: 'state-abort'; migration: string; error: ErrorJson }
+  | { id: number; type: 'background-rates'; rates: Rates }
+  | { id: number; type: 'stand-back'; stands: boolean }
   | { id: number; type: 'close' };
 
 export type RequestBody = Request extends infer R ? (R extends Request ? Omit<R, 'id'> : never) : never;
@@ -105,6 +110,9 @@ export const Counter = {
   tagsAsked: 15,
   tagPages: 16,
   tagAbsent: 17,
+  backgroundStreams: 18,
+  backgroundPages: 19,
+  backgroundBytes: 20,
 } as const;
 export const COUNTERS = Object.keys(Counter).length;
 
@@ -137,6 +145,10 @@ export interface PageCounters {
   tagsAsked: number;
   tagPages: number;
   tagAbsent: number;
+  /** Of these on background streams: how many streams so far, pages, and their bytes as they were sent. */
+  backgroundStreams: number;
+  backgroundPages: number;
+  backgroundBytes: number;
 }
 
 /** Reads an offer's counters; exact to the last frame, as each is one 64-bit word. */

@@ -90,6 +90,10 @@ export abstract class ServerStream<Owner extends StreamOwner> implements OwnedSt
   protected gone(): void {
     // only bulk has something to drop
   }
+  /** It keeps an answer back of its own accord: the other end's silence says nothing then. */
+  protected holdsBack(): boolean {
+    return false;
+  }
   logGrew(): void {
     // only the state channel reads the log
   }
@@ -230,6 +234,7 @@ export abstract class ServerStream<Owner extends StreamOwner> implements OwnedSt
    */
   #look(): void {
     this.#countSent();
+    if (this.holdsBack()) this.#quiet = 0;
     const flushed = this.socket.bytesWritten - this.socket.writableLength;
     if (flushed !== this.#flushed && this.socket.writableLength > 0) this.#quiet = 0;
     this.#flushed = flushed;

@@ -20,7 +20,7 @@ import {
   proof,
   type ProofOf,
 } from './tag-proof.ts';
-import { tagsPath } from './upgrade.ts';
+import { BACKGROUND_HEADER, tagsPath } from './upgrade.ts';
 import { WireBytes } from './wire-bytes.ts';
 import { decodeError } from './wire-state.ts';
 import { decodeHave, decodeTagPages, encodeTagRequest, type TagPages } from './wire-tag-pages.ts';
@@ -28,6 +28,7 @@ import { FrameDecoder, FrameType, WireLimit, encodeFrame, protocolError } from '
 
 /** Bytes of one read. */
 const READ_BYTES = 256 << 10;
+const BACKGROUND_READ_BYTES = 64 << 10;
 /** Bytes unsent above which a ping is not answered. */
 const PONG_LIMIT = 64 << 10;
 
@@ -38,6 +39,8 @@ export interface TagAddress {
   domain: string;
   /** The domain's key, as native code knows it. */
   key: number;
+  /** Nobody waits for these pages: both ends mark the packets as of lower effort (RFC 8622), and the holder sends when it likes. */
+  background?: boolean;
   /** Milliseconds for the TCP connection, and then for the answer. 3000 by default. */
   timeoutMs?: number;
   /** For an https:// URL; those of the process by default. */
@@ -57,21 +60,28 @@ type Waiting =
 
 /**
  * Opens a stream, once both ends have proven that they have the domain's secret.
- * @throws PagetideError `PT_DOMAIN_SECRET` where the other end has another secret; `PT_DOMAIN_UNKNOWN` where it does not
+ * @throws PagetideError `PT_PROTOCOL` where it is to be a background stream and the other end does not know that; `PT_DOMAIN_SECRET` where the other end has another secret; `PT_DOMAIN_UNKNOWN` where it does not
  * have the domain, or does not know this host as one that has it; others as {@link openStream}
  */
 export async function connectTags(address: TagAddress): Promise<TagConnection> {
-  const { url, domain, key, timeoutMs = 3_000, credentials = ownCredentials(), signal } = address;
+  const { url, domain, key, timeoutMs = 3_000, credentials = ownCredentials(), signal, background = false } = address;
   const of: ProofOf = { key, domain, client: newNonce(), server: '' };
   const tapped = await openStream({
     url,
     path: tagsPath(domain),
-    headers: { [NONCE_HEADER]: of.client, [TAGS_HEADER]: String(TAG_VERSION) },
-    readBytes: READ_BYTES,
+    headers: {
+      [NONCE_HEADER]: of.client,
+      [TAGS_HEADER]: String(TAG_VERSION),
+      ...(background ? { [BACKGROUND_HEADER]: '1' } : {}),
+    },
+    readBytes: background ? BACKGROUND_READ_BYTES : READ_BYTES,
+    background,
     timeoutMs,
     credentials,
     signal,
     fits: (headers) => {
+      // one that ignores the header would send all at once
+      if (background && headers[BACKGROUND_HEADER] !== '1') return false;
       const server = headers[NONCE_HEADER];
       if (!isNonce(server)) return false;
       of.server = server;

@@ -13,6 +13,11 @@ export const UPGRADE = 'pagetide';
 export const PROTOCOL_HEADER = 'pagetide-protocol';
 export const PAGE_SIZE_HEADER = 'pagetide-page-size';
 export const FRAMES_HEADER = 'pagetide-frames';
+/**
+ * Of a stream of pages by tag: "1" in the request says that nobody waits for these pages, and in the answer that the holder will treat it so:
+ * it paces what it sends, and marks it. A holder that does not say so does neither.
+ */
+export const BACKGROUND_HEADER = 'pagetide-background';
 /** Marks a request that came over the port for the control API, which trusts its Unix socket more. */
 export const VIA_HEADER = 'x-pagetide-via';
 /** Beside {@link VIA_HEADER}: the name in the certificate of whoever sent the request; absent on a plain connection. */
@@ -83,6 +88,8 @@ export interface TagsUpgradeRequest {
   domain: string;
   /** The client's. */
   nonce: string;
+  /** See {@link BACKGROUND_HEADER}. */
+  background: boolean;
 }
 
 /**
@@ -104,7 +111,7 @@ export function parseTagsUpgrade(url: string, headers: IncomingHttpHeaders): Tag
   }
   const nonce = headers[NONCE_HEADER];
   if (!isNonce(nonce)) throw new UpgradeRefused(new PagetideError('PT_BAD_ARGUMENT', `${NONCE_HEADER}: 32 hex digits`));
-  return { domain, nonce };
+  return { domain, nonce, background: headers[BACKGROUND_HEADER] === '1' };
 }
 
 function checkProtocol(headers: IncomingHttpHeaders): void {
