@@ -13,6 +13,7 @@ const PROGRAMS = [
   'handler-fill',
   'handler-hit',
   'handler-miss',
+  'link-recorder',
   'make-slots',
   'miss-server',
   'pinned',
