@@ -7,7 +7,7 @@ import { cannotLoad } from '../test/support/load-guest.ts';
 import { GIGABIT, runExperiment } from './lib/distribution/experiment.ts';
 import { plotsOf } from './lib/distribution/plots.ts';
 import { notesOf, targetsOf } from './lib/distribution/tables.ts';
-import type { Experiment, Setup } from './lib/distribution/types.ts';
+import { ARMS, type Experiment, type Setup } from './lib/distribution/types.ts';
 import { writePlots } from './lib/plots.ts';
 import { checkSettings, setting } from './lib/settings.ts';
 import { requireQemu } from './lib/sharing-fleet.ts';
@@ -33,14 +33,18 @@ export function readSetup(options: BenchOptions): Setup {
     'budget',
     'fade',
     'native',
+    'arms',
   ]);
   const flag = (name: string, otherwise: boolean): boolean => setting(options, name, otherwise ? 1 : 0, 0) !== 0;
   const small = flag('small', false);
+  const arms = setting(options, 'arms', ARMS.length);
   const mib = setting(options, 'mib', small ? 32 : 512, 4);
   const average = setting(options, 'average', 4_000_000, 1000);
-  const fade = setting(options, 'fade', small ? 0 : 8, 0);
+  const fade = setting(options, 'fade', small || arms === 1 ? 0 : 8, 0);
   return {
     small,
+    // 1: only without distribution
+    arms: ARMS.slice(0, arms),
     mib,
     rate: setting(options, 'rate', 20, 1),
     link: options.settings.has('mbit') ? setting(options, 'mbit', 1000) * 1e6 : GIGABIT,
@@ -49,7 +53,7 @@ export function readSetup(options: BenchOptions): Setup {
     average,
     peak: setting(options, 'peak', 2 * average, 1000),
     mostMs: setting(options, 'most', 300) * 1000,
-    budgets: flag('budget', !small) ? BUDGETS : [],
+    budgets: flag('budget', !small && arms > 1) ? BUDGETS : [],
     fades: fade === 0 ? [] : FADES.filter((minutes) => minutes <= fade),
     native: flag('native', !small),
   };

@@ -43,6 +43,7 @@ function experiment(): Experiment {
   });
   return {
     setup: {
+      arms: ['nothing', 'prepared', 'planned'],
       ...{ small: false, mib: 512, rate: 20, link: 1e9, cache: MIB, average: 4e6, peak: 8e6, mostMs: 1000 },
       ...{ budgets: [0, 1], fades: [0, 1], native: true },
     },

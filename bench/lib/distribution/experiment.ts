@@ -3,11 +3,10 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { startCluster, type NetnsCluster } from '../netns-cluster/cluster.ts';
 import { parseBitRate } from '../netns-cluster/network.ts';
 import { controlOf } from './control.ts';
-import { FLEET, startFleet } from './fleet.ts';
+import { fleetOf, startFleet } from './fleet.ts';
 import { everyGuest, NativeArm, thereAndBack } from './moves.ts';
 import { Stage } from './stage.ts';
 import {
-  ARMS,
   type Arm,
   type Experiment,
   type FleetGuest,
@@ -20,7 +19,7 @@ import { windowsOf } from './windows.ts';
 
 const MINUTE_MS = 60_000;
 /** Of the guest that the sweeps move. */
-const SWEPT = FLEET[0]!;
+const SWEPT: FleetGuest = { name: 'like-1', kind: 'like', home: 0, to: 2 };
 /** Plans follow each other soon: what is measured is not how long they are waited for. */
 const PLAN_MS = 5000;
 
@@ -41,7 +40,7 @@ async function withHosts<T>(setup: Setup, work: (cluster: NetnsCluster) => Promi
         config: () => ({
           // what a guest leaves behind here must not help it when it comes back
           cache: { size: setup.cache, history: 0 },
-          distribution: { average, peak, intervalMs: PLAN_MS },
+          ...(setup.arms.length > 1 ? { distribution: { average, peak, intervalMs: PLAN_MS } } : {}),
         }),
       },
       (early) => (closing = early),
@@ -55,11 +54,17 @@ async function withHosts<T>(setup: Setup, work: (cluster: NetnsCluster) => Promi
 
 export const GIGABIT = parseBitRate('1gbit');
 
-export function runExperiment(setup: Setup, rounds: number, progress: (text: string) => void): Promise<Experiment> {
+/** @param warmups rounds before those that count: the agents' code is compiled while they run */
+export function runExperiment(
+  setup: Setup,
+  rounds: number,
+  progress: (text: string) => void,
+  warmups = 1,
+): Promise<Experiment> {
   return withHosts(setup, async (cluster) => {
     const stage = await Stage.open(cluster, setup, progress);
     // before anything else: there is nothing to measure where agents don't distribute
-    for (const { client } of stage.hosts) await controlOf(client).pauseDistribution();
+    await stage.pause();
     await stage.phase('guests start', () => startFleet(stage.hosts, setup, progress));
     const native = setup.native
       ? await stage.phase('QEMU’s own guest starts', () => NativeArm.start(stage))
@@ -69,9 +74,8 @@ export function runExperiment(setup: Setup, rounds: number, progress: (text: str
     const budget: Point[] = [];
     const fade: Point[] = [];
     try {
-      // the first round is thrown away: the agents' code is compiled while it runs
-      for (let round = -1; round < rounds; round++) {
-        const arms = round % 2 === 0 ? ARMS : [...ARMS].reverse();
+      for (let round = -warmups; round < rounds; round++) {
+        const arms = round % 2 === 0 ? setup.arms : [...setup.arms].reverse();
         const made: OwnMove[] = [];
         const moved: OtherMove[] = [];
         for (const arm of arms) made.push(...(await oneArm(stage, arm, round)));
@@ -85,18 +89,18 @@ export function runExperiment(setup: Setup, rounds: number, progress: (text: str
     } finally {
       await native?.close();
     }
-    const score = await stage.score();
+    const score = stage.distributes ? await stage.score() : { spentBytes: 0, savedBytes: 0 };
     const links = await stage.close();
     const { marks, passes } = stage;
     const windows = windowsOf(links, marks[0]!.fromMs, marks.at(-1)!.toMs);
-    return { setup, guests: [...FLEET], own, native: others, passes, budget, fade, marks, windows, score };
+    return { setup, guests: [...fleetOf(setup)], own, native: others, passes, budget, fade, marks, windows, score };
   });
 }
 
 async function oneArm(stage: Stage, arm: Arm, round: number): Promise<OwnMove[]> {
   if (arm === 'nothing')
     return stage.phase('nothing brought', () => everyGuest(stage, arm, round, () => stage.clean()));
-  if (arm === 'planned') await stage.plan(FLEET);
+  if (arm === 'planned') await stage.plan(fleetOf(stage.setup));
   try {
     // all hosts at once, as in a cluster: what it costs, and its peaks
     await stage.clean();
@@ -107,7 +111,7 @@ async function oneArm(stage: Stage, arm: Arm, round: number): Promise<OwnMove[]>
       }),
     );
   } finally {
-    if (arm === 'planned') await stage.forgetPlans(FLEET);
+    if (arm === 'planned') await stage.forgetPlans(fleetOf(stage.setup));
   }
 }
 

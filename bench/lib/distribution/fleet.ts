@@ -19,7 +19,7 @@ const BEAT_MS = 20;
 /** Pages that each like guest has rewritten before anything is measured. */
 const REWRITTEN = 200;
 
-export const FLEET: readonly FleetGuest[] = [
+const FLEET: readonly FleetGuest[] = [
   { name: 'like-1', kind: 'like', home: 0, to: 2 },
   { name: 'like-2', kind: 'like', home: 0, to: 2 },
   { name: 'like-3', kind: 'like', home: 1, to: 2 },
@@ -27,6 +27,14 @@ export const FLEET: readonly FleetGuest[] = [
   { name: 'nginx', kind: 'unlike', home: 2, to: 1 },
   { name: 'idle', kind: 'unlike', home: 2, to: 0 },
 ];
+
+/** Embedded, small. */
+const SMALL: readonly FleetGuest[] = [
+  { name: 'like-1', kind: 'like', home: 0, to: 2 },
+  { name: 'like-2', kind: 'like', home: 1, to: 2 },
+];
+
+export const fleetOf = ({ small }: Setup): readonly FleetGuest[] => (small ? SMALL : FLEET);
 
 /** Options for the driver's `run` of a like guest; no two write the same. */
 export async function likeOptions(setup: Setup, seed: number): Promise<{ argv: string[]; checkSocket: string }> {
@@ -51,7 +59,7 @@ export async function startFleet(
   setup: Setup,
   progress: (text: string) => void,
 ): Promise<void> {
-  for (const [at, guest] of FLEET.entries()) {
+  for (const [at, guest] of fleetOf(setup).entries()) {
     const { client } = hosts[guest.home]!;
     const { name } = guest;
     progress(`starting ${name}`);

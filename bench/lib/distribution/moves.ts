@@ -4,7 +4,7 @@ import { migrate, reportFaults } from '../../../test/support/migrate.ts';
 import type { MigrationReport, Mode } from '../../../src/migration/types.ts';
 import { NATIVE_METHODS, NativeGuest, type NativePlace } from '../qemu-native.ts';
 import { commandIn } from '../netns-cluster/network.ts';
-import { FLEET, likeOptions } from './fleet.ts';
+import { fleetOf, likeOptions } from './fleet.ts';
 import type { Stage } from './stage.ts';
 import { MODES, type Arm, type FleetGuest, type Host, type OtherMove, type OwnMove } from './types.ts';
 
@@ -46,7 +46,7 @@ export async function everyGuest(
 ): Promise<OwnMove[]> {
   const moves: OwnMove[] = [];
   for (const mode of MODES) {
-    for (const guest of FLEET) {
+    for (const guest of fleetOf(stage.setup)) {
       await prepare(guest);
       moves.push(await thereAndBack(stage, guest, mode, arm, round));
     }

@@ -43,7 +43,7 @@ const ORDER = [
 ];
 
 function bars(title: string, axis: string, values: Bar[]): TopLevelSpec {
-  const y = { field: 'method', type: 'nominal' as const, sort: ORDER, title: null, axis: { labelLimit: 260 } };
+  const y = { field: 'method', type: 'nominal' as const, sort: ORDER, title: null, axis: { labelLimit: 400 } };
   return {
     width: WIDTH,
     height: { step: 26 },

@@ -49,6 +49,16 @@ export class Stage {
     return new Stage(cluster, await startCounters(network), setup, progress);
   }
 
+  get distributes(): boolean {
+    return this.setup.arms.length > 1;
+  }
+
+  /** @throws PagetideError `PT_UNSUPPORTED_HOST` where agents should distribute and don't */
+  async pause(): Promise<void> {
+    if (!this.distributes) return;
+    for (const { client } of this.hosts) await controlOf(client).pauseDistribution();
+  }
+
   /** Notes what the links of `hosts` and the processors do meanwhile. */
   async measure<T>(hosts: readonly number[], work: () => Promise<T>): Promise<{ result: T; measured: Measured }> {
     const end = startCpuUse(() => this.#processes());
@@ -79,8 +89,8 @@ export class Stage {
 
   /** Nothing is brought any more, and no cache has a page: what guests left behind on the way is gone, too. */
   async clean(): Promise<void> {
+    await this.pause();
     for (const host of this.hosts) {
-      await controlOf(host.client).pauseDistribution();
       await until(`${host.name} has kept what guests left behind`, () => this.#keptAll(host), KEPT_MS);
       let before = -1;
       for (;;) {

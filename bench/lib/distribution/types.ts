@@ -11,6 +11,8 @@ export const MODES = ['pre-copy', 'post-copy'] as const;
 export type MovingMode = (typeof MODES)[number];
 
 export interface Setup {
+  /** Only `nothing` also runs where agents don't distribute. */
+  arms: readonly Arm[];
   /** Embedded guests instead of QEMU's: small, for a test. */
   small: boolean;
   /** Of each guest that is like others, MiB. */
