@@ -68,7 +68,10 @@ async function main(): Promise<void> {
   const result: BenchResult = { bench: name, machine, targets, notes, raw };
   if (!values['no-keep']) {
     try {
-      progress(`raw figures: ${keepResult(result)}`);
+      const path = keepResult(result);
+      progress(`raw figures: ${path}`);
+      const plots = (await bench.draw?.(raw, path.replace(/\.json$/, ''))) ?? [];
+      if (plots.length > 0) progress(`plots: ${plots.join(', ')}`);
     } catch (error) {
       progress(`raw figures not kept: ${error instanceof Error ? error.message : String(error)}`);
     }

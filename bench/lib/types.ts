@@ -60,4 +60,6 @@ export interface BenchModule {
   /** One line for the list. */
   description: string;
   run: (options: BenchOptions) => Promise<Pick<BenchResult, 'targets' | 'raw'> & { notes?: string[] }>;
+  /** Draws plots of `raw` into files whose paths begin with `stem`; resolves to the paths. */
+  draw?: (raw: unknown, stem: string) => Promise<string[]>;
 }

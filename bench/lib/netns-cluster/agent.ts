@@ -106,16 +106,20 @@ export class ClusterAgent implements TestAgent {
         const words = this.log().slice(-5).join('\n');
         reject(new PagetideError('PT_INTERNAL', `the agent of ${this.name} ${why}\n${words}`));
       };
+      const exited = (code: number | null, signal: string | null): void =>
+        fail(`ended with ${code ?? signal} before it was ready`);
       const late = setTimeout(() => fail(`is not ready after ${READY_MS} ms`), READY_MS);
       let out = '';
       child.stdout!.setEncoding('utf8').on('data', (text: string) => {
         out += text;
         if (!out.includes('\n')) return;
         clearTimeout(late);
+        // it ends some time, also after its log is gone
+        child.off('exit', exited);
         resolve(JSON.parse(out.slice(0, out.indexOf('\n'))) as { url: string });
       });
       child.once('error', (error) => fail(`did not start: ${error.message}`));
-      child.once('exit', (code, signal) => fail(`ended with ${code ?? signal} before it was ready`));
+      child.once('exit', exited);
     });
   }
 

@@ -1,0 +1,76 @@
+/**
+ * Does bringing pages ahead pay: three hosts on links of 1 Gbit/s, six guests with paced loads, each moved when nothing was brought, after
+ * distribution has run, and after it has run knowing who comes where; beside it QEMU's own migration of a guest like them.
+ */
+import { PagetideError } from '../src/errors.ts';
+import { cannotLoad } from '../test/support/load-guest.ts';
+import { GIGABIT, runExperiment } from './lib/distribution/experiment.ts';
+import { plotsOf } from './lib/distribution/plots.ts';
+import { notesOf, targetsOf } from './lib/distribution/tables.ts';
+import { ARMS, type Experiment, type Setup } from './lib/distribution/types.ts';
+import { writePlots } from './lib/plots.ts';
+import { checkSettings, setting } from './lib/settings.ts';
+import { requireQemu } from './lib/sharing-fleet.ts';
+import type { BenchModule, BenchOptions } from './lib/types.ts';
+
+export const description = 'Migrations to hosts that pages were brought to, beside nothing brought and QEMU’s own.';
+
+const MIB = 2 ** 20;
+const BUDGETS = [0, 0.25, 0.5, 0.75, 1];
+/** Minutes. */
+const FADES = [0, 1, 2, 4, 8];
+
+export function readSetup(options: BenchOptions): Setup {
+  checkSettings(options, [
+    'small',
+    'mib',
+    'rate',
+    'mbit',
+    'cache',
+    'average',
+    'peak',
+    'most',
+    'budget',
+    'fade',
+    'native',
+    'arms',
+  ]);
+  const flag = (name: string, otherwise: boolean): boolean => setting(options, name, otherwise ? 1 : 0, 0) !== 0;
+  const small = flag('small', false);
+  const arms = setting(options, 'arms', ARMS.length);
+  const mib = setting(options, 'mib', small ? 32 : 512, 4);
+  const average = setting(options, 'average', 4_000_000, 1000);
+  const fade = setting(options, 'fade', small || arms === 1 ? 0 : 8, 0);
+  return {
+    small,
+    // 1: only without distribution
+    arms: ARMS.slice(0, arms),
+    mib,
+    rate: setting(options, 'rate', 20, 1),
+    link: options.settings.has('mbit') ? setting(options, 'mbit', 1000) * 1e6 : GIGABIT,
+    // half of it may be filled with pages that were brought
+    cache: setting(options, 'cache', small ? 8 * mib : 1536, 16) * MIB,
+    average,
+    peak: setting(options, 'peak', 2 * average, 1000),
+    mostMs: setting(options, 'most', 300) * 1000,
+    budgets: flag('budget', !small && arms > 1) ? BUDGETS : [],
+    fades: fade === 0 ? [] : FADES.filter((minutes) => minutes <= fade),
+    native: flag('native', !small),
+  };
+}
+
+export async function run(options: BenchOptions): ReturnType<BenchModule['run']> {
+  const setup = readSetup(options);
+  if (!setup.small) {
+    requireQemu();
+    const reason = cannotLoad();
+    if (reason !== false) throw new PagetideError('PT_UNSUPPORTED_HOST', reason);
+  }
+  const experiment = await runExperiment(setup, options.rounds, options.progress);
+  return { targets: targetsOf(experiment), notes: notesOf(experiment), raw: experiment };
+}
+
+/** @param raw as {@link run} gives it, or as its file has it */
+export function draw(raw: unknown, stem: string): Promise<string[]> {
+  return writePlots(stem, plotsOf(raw as Experiment));
+}

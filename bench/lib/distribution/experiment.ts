@@ -1,0 +1,156 @@
+/** The phases of the experiment, in order. */
+import { setTimeout as delay } from 'node:timers/promises';
+import { startCluster, type NetnsCluster } from '../netns-cluster/cluster.ts';
+import { parseBitRate } from '../netns-cluster/network.ts';
+import { controlOf } from './control.ts';
+import { fleetOf, startFleet } from './fleet.ts';
+import { everyGuest, NativeArm, thereAndBack } from './moves.ts';
+import { Stage } from './stage.ts';
+import {
+  type Arm,
+  type Experiment,
+  type FleetGuest,
+  type OtherMove,
+  type OwnMove,
+  type Point,
+  type Setup,
+} from './types.ts';
+import { windowsOf } from './windows.ts';
+
+const MINUTE_MS = 60_000;
+/** Of the guest that the sweeps move. */
+const SWEPT: FleetGuest = { name: 'like-1', kind: 'like', home: 0, to: 2 };
+/** Plans follow each other soon: what is measured is not how long they are waited for. */
+const PLAN_MS = 5000;
+
+/** Ends the cluster with the work, however that ends, and on Ctrl-C and SIGTERM. */
+async function withHosts<T>(setup: Setup, work: (cluster: NetnsCluster) => Promise<T>): Promise<T> {
+  let closing: { close(): void } = { close: () => undefined };
+  const interrupted = (signal: NodeJS.Signals): void => {
+    closing.close();
+    process.exit(signal === 'SIGINT' ? 130 : 143);
+  };
+  process.once('SIGINT', interrupted).once('SIGTERM', interrupted);
+  const { average, peak, link } = setup;
+  try {
+    const cluster = await startCluster(
+      {
+        hosts: 3,
+        rate: link,
+        config: () => ({
+          // what a guest leaves behind here must not help it when it comes back
+          cache: { size: setup.cache, history: 0 },
+          ...(setup.arms.length > 1 ? { distribution: { average, peak, intervalMs: PLAN_MS } } : {}),
+        }),
+      },
+      (early) => (closing = early),
+    );
+    return await work(cluster);
+  } finally {
+    process.off('SIGINT', interrupted).off('SIGTERM', interrupted);
+    closing.close();
+  }
+}
+
+export const GIGABIT = parseBitRate('1gbit');
+
+/** @param warmups rounds before those that count: the agents' code is compiled while they run */
+export function runExperiment(
+  setup: Setup,
+  rounds: number,
+  progress: (text: string) => void,
+  warmups = 1,
+): Promise<Experiment> {
+  return withHosts(setup, async (cluster) => {
+    const stage = await Stage.open(cluster, setup, progress);
+    // before anything else: there is nothing to measure where agents don't distribute
+    await stage.pause();
+    await stage.phase('guests start', () => startFleet(stage.hosts, setup, progress));
+    const native = setup.native
+      ? await stage.phase('QEMU’s own guest starts', () => NativeArm.start(stage))
+      : undefined;
+    const own: OwnMove[] = [];
+    const others: OtherMove[] = [];
+    const budget: Point[] = [];
+    const fade: Point[] = [];
+    try {
+      for (let round = -warmups; round < rounds; round++) {
+        const arms = round % 2 === 0 ? setup.arms : [...setup.arms].reverse();
+        const made: OwnMove[] = [];
+        const moved: OtherMove[] = [];
+        for (const arm of arms) made.push(...(await oneArm(stage, arm, round)));
+        if (native !== undefined) moved.push(...(await stage.phase('QEMU’s own', () => native.round(round))));
+        if (round < 0) continue;
+        own.push(...made);
+        others.push(...moved);
+        if (setup.budgets.length > 0) budget.push(...(await stage.phase('budgets', () => budgets(stage, round))));
+        if (setup.fades.length > 0) fade.push(...(await stage.phase('fading', () => fades(stage, round))));
+      }
+    } finally {
+      await native?.close();
+    }
+    const score = stage.distributes ? await stage.score() : { spentBytes: 0, savedBytes: 0 };
+    const links = await stage.close();
+    const { marks, passes } = stage;
+    const windows = windowsOf(links, marks[0]!.fromMs, marks.at(-1)!.toMs);
+    return { setup, guests: [...fleetOf(setup)], own, native: others, passes, budget, fade, marks, windows, score };
+  });
+}
+
+async function oneArm(stage: Stage, arm: Arm, round: number): Promise<OwnMove[]> {
+  if (arm === 'nothing')
+    return stage.phase('nothing brought', () => everyGuest(stage, arm, round, () => stage.clean()));
+  if (arm === 'planned') await stage.plan(fleetOf(stage.setup));
+  try {
+    // all hosts at once, as in a cluster: what it costs, and its peaks
+    await stage.clean();
+    await stage.phase(`distributing, ${arm}`, () => stage.distribute(arm));
+    return await stage.phase(`moves, ${arm}`, () =>
+      everyGuest(stage, arm, round, async (guest) => {
+        await again(stage, arm, guest);
+      }),
+    );
+  } finally {
+    if (arm === 'planned') await stage.forgetPlans(fleetOf(stage.setup));
+  }
+}
+
+/** Brings anew what the guest's destination should have, and nothing else. */
+async function again(stage: Stage, arm: Arm | 'sweep', { to }: FleetGuest): Promise<number> {
+  await stage.clean();
+  const { heldBytes } = await stage.distribute(arm, to);
+  return heldBytes[to]!;
+}
+
+/** The benefit with a budget: shares of what is brought without a limit. */
+async function budgets(stage: Stage, round: number): Promise<Point[]> {
+  const { client } = stage.hosts[SWEPT.to]!;
+  const control = controlOf(client);
+  const whole = stage.setup.cache;
+  await control.setDistributionBudget(whole);
+  const shared = await again(stage, 'sweep', SWEPT);
+  const points: Point[] = [];
+  try {
+    for (const at of stage.setup.budgets) {
+      await control.setDistributionBudget(Math.floor(shared * at));
+      // an agent without a budget is never idle, and brings nothing
+      if (at === 0) await stage.clean();
+      const heldBytes = at === 0 ? 0 : await again(stage, 'sweep', SWEPT);
+      points.push({ at, round, heldBytes, move: await thereAndBack(stage, SWEPT, 'post-copy', 'prepared', round) });
+    }
+  } finally {
+    await control.setDistributionBudget(whole);
+  }
+  return points;
+}
+
+/** The benefit after distribution has stood still for some minutes, while the guests' loads ran. */
+async function fades(stage: Stage, round: number): Promise<Point[]> {
+  const points: Point[] = [];
+  for (const at of stage.setup.fades) {
+    const heldBytes = await again(stage, 'sweep', SWEPT);
+    await delay(at * MINUTE_MS);
+    points.push({ at, round, heldBytes, move: await thereAndBack(stage, SWEPT, 'post-copy', 'prepared', round) });
+  }
+  return points;
+}

@@ -1,0 +1,75 @@
+/**
+ * The guests of the experiment, on three hosts. Three are like each other, on the first two hosts; the others are unlike them and each
+ * other. Each moves to a host without a guest like it: what it finds there it was brought.
+ *
+ *   host 1   like-1 → 3   like-2 → 3
+ *   host 2   like-3 → 3   redis  → 1
+ *   host 3   nginx  → 2   idle   → 1
+ */
+import { until } from '../../../test/support/migrate.ts';
+import { loadOptions, type Load } from '../../../test/support/load-guest.ts';
+import { guestOptions } from '../../../test/support/qemu-guest.ts';
+import { DOMAIN } from '../netns-cluster/cluster.ts';
+import type { FleetGuest, Host, Setup } from './types.ts';
+
+/** Without KVM, six at once on a busy machine. */
+const BOOT_MS = 420_000;
+/** Between heartbeats, milliseconds: silences are told to so much. */
+const BEAT_MS = 20;
+/** Pages that each like guest has rewritten before anything is measured. */
+const REWRITTEN = 200;
+
+const FLEET: readonly FleetGuest[] = [
+  { name: 'like-1', kind: 'like', home: 0, to: 2 },
+  { name: 'like-2', kind: 'like', home: 0, to: 2 },
+  { name: 'like-3', kind: 'like', home: 1, to: 2 },
+  { name: 'redis', kind: 'unlike', home: 1, to: 0 },
+  { name: 'nginx', kind: 'unlike', home: 2, to: 1 },
+  { name: 'idle', kind: 'unlike', home: 2, to: 0 },
+];
+
+/** Embedded, small. */
+const SMALL: readonly FleetGuest[] = [
+  { name: 'like-1', kind: 'like', home: 0, to: 2 },
+  { name: 'like-2', kind: 'like', home: 1, to: 2 },
+];
+
+export const fleetOf = ({ small }: Setup): readonly FleetGuest[] => (small ? SMALL : FLEET);
+
+/** Options for the driver's `run` of a like guest; no two write the same. */
+export async function likeOptions(setup: Setup, seed: number): Promise<{ argv: string[]; checkSocket: string }> {
+  const settings = `pagetide.template=0 pagetide.seed=${seed} pagetide.rate=${setup.rate} pagetide.beat=${BEAT_MS}`;
+  return guestOptions({ memory: String(setup.mib), settings });
+}
+
+async function optionsOf(guest: FleetGuest, at: number, setup: Setup): Promise<Record<string, unknown>> {
+  if (setup.small) {
+    // guests of one seed begin with the same pages
+    const seed = guest.kind === 'like' ? 7 : 100 + at;
+    const load = { writeRate: setup.rate, readRate: 20, workingSet: 0.1, threads: 1 };
+    return { memory: `${setup.mib}M`, seed, ...load };
+  }
+  if (guest.kind === 'like') return { ...(await likeOptions(setup, at + 1)) };
+  return { ...loadOptions(guest.name as Load, `pagetide.beat=${BEAT_MS} pagetide.seed=${at + 1}`) };
+}
+
+/** One after the other, as booting takes all of a core. Resolves when all of them work. */
+export async function startFleet(
+  hosts: readonly Host[],
+  setup: Setup,
+  progress: (text: string) => void,
+): Promise<void> {
+  for (const [at, guest] of fleetOf(setup).entries()) {
+    const { client } = hosts[guest.home]!;
+    const { name } = guest;
+    progress(`starting ${name}`);
+    const driver = setup.small ? 'embedded' : 'qemu';
+    await client.runGuest({ name, driver, options: await optionsOf(guest, at, setup), domain: DOMAIN });
+    const least = setup.small || guest.kind === 'unlike' ? 1 : Math.min(REWRITTEN, setup.rate * 10);
+    await until(
+      `${name} works`,
+      async () => ((await client.showGuest(name)).stats?.operations ?? -1) >= least,
+      BOOT_MS,
+    );
+  }
+}

@@ -1,0 +1,127 @@
+/** The shapes of the experiment: what is set, what one move was, what the result keeps. */
+import type { CpuUse } from '../cpu-use.ts';
+import type { ClusterAgent } from '../netns-cluster/agent.ts';
+import type { NativeMethod, NativeMove } from '../qemu-native.ts';
+import type { MigrationReport } from '../../../src/migration/types.ts';
+
+/** `nothing`: caches are empty. `prepared`: distribution has run. `planned`: it has, and knew who would come. */
+export const ARMS = ['nothing', 'prepared', 'planned'] as const;
+export type Arm = (typeof ARMS)[number];
+export const MODES = ['pre-copy', 'post-copy'] as const;
+export type MovingMode = (typeof MODES)[number];
+
+export interface Setup {
+  /** Only `nothing` also runs where agents don't distribute. */
+  arms: readonly Arm[];
+  /** Embedded guests instead of QEMU's: small, for a test. */
+  small: boolean;
+  /** Of each guest that is like others, MiB. */
+  mib: number;
+  /** Operations a second of each guest. */
+  rate: number;
+  /** Of each link, bits a second. */
+  link: number;
+  /** Of each cache, bytes. */
+  cache: number;
+  /** What distribution may take, bytes a second. */
+  average: number;
+  peak: number;
+  /** It is waited for until it is idle, or for this long, milliseconds. */
+  mostMs: number;
+  /** Of the sweep, shares of what was brought without a limit; empty: none. */
+  budgets: readonly number[];
+  /** Since the last pass, minutes; empty: none. */
+  fades: readonly number[];
+  /** Whether QEMU's own are measured. */
+  native: boolean;
+}
+
+export interface FleetGuest {
+  name: string;
+  /** `like`: other guests of the fleet were made from the same template. */
+  kind: 'like' | 'unlike';
+  /** Index of its host, and of the one that it moves to, where no guest like it runs. */
+  home: number;
+  to: number;
+}
+
+/** A host that the experiment runs on. */
+export type Host = ClusterAgent;
+
+/** Times are milliseconds of the clock of the recorder of links. */
+export interface Measured {
+  fromMs: number;
+  toMs: number;
+  /** Indices of the hosts whose links it used. */
+  hosts: number[];
+  /** What these hosts sent, headers included; known at the end of the experiment only. */
+  linkBytes: number;
+  cpu: CpuUse;
+}
+
+export interface OwnMove extends Measured {
+  guest: string;
+  kind: FleetGuest['kind'];
+  arm: Arm;
+  round: number;
+  report: MigrationReport;
+}
+
+export interface OtherMove extends Measured, NativeMove {
+  method: NativeMethod;
+  round: number;
+  /** Whether the guest found its memory right afterwards. */
+  sound: boolean;
+}
+
+/** A pass of distribution at all hosts. */
+export interface Pass extends Measured {
+  arm: Arm | 'sweep';
+  /** All were idle at its end. */
+  idle: boolean;
+  heldBytes: number[];
+  /** Most bytes in any 100 ms at each host's link, received and sent. */
+  peakIn: number[];
+  peakOut: number[];
+}
+
+/** One point of a sweep. */
+export interface Point {
+  /** Share of the budget, or minutes. */
+  at: number;
+  round: number;
+  heldBytes: number;
+  move: OwnMove;
+}
+
+/** A phase of the experiment. */
+export interface Mark extends Measured {
+  name: string;
+}
+
+/** What went over all links in each 100 ms. */
+export interface Windows {
+  windowMs: number;
+  /** Bytes at the busiest link, and at all of them, one way (what each host received). */
+  busiest: number[];
+  all: number[];
+}
+
+/** Score of distribution at the end, over all hosts and domains. */
+export interface Score {
+  spentBytes: number;
+  savedBytes: number;
+}
+
+export interface Experiment {
+  setup: Setup;
+  guests: FleetGuest[];
+  own: OwnMove[];
+  native: OtherMove[];
+  passes: Pass[];
+  budget: Point[];
+  fade: Point[];
+  marks: Mark[];
+  windows: Windows;
+  score: Score;
+}
