@@ -31,6 +31,7 @@ import { writeTracking } from './capabilities.ts';
 import { CacheService } from './cache-service.ts';
 import type { AgentConfig } from './config.ts';
 import type { Directories } from './directories.ts';
+import type { AgentDistribution } from './distribution.ts';
 import type { DistributionControl } from './distribution-control.ts';
 import { runDoctor } from './doctor.ts';
 import { Evacuations } from './evacuations.ts';
@@ -67,8 +68,7 @@ export class Agent implements AgentService {
   readonly migrations: Migrations;
   readonly domains: DomainService;
   readonly directories: Directories;
-  /** Set once it is there; undefined: this agent does not take part in it. */
-  distribution: DistributionControl | undefined;
+  #distribution: AgentDistribution | undefined;
   readonly #config: AgentConfig;
   readonly #host: MigrationHost;
   readonly #guests: Guests;
@@ -125,6 +125,7 @@ export class Agent implements AgentService {
     this.migrations.onChange(() => {
       this.#counts.look(this.migrations.all());
       if (this.#isIdle()) this.#memory.ended();
+      this.#distribution?.standBack(!this.#isIdle());
       this.#follow?.();
       for (const told of [...this.#watchers]) told();
     });
@@ -142,6 +143,16 @@ export class Agent implements AgentService {
     this.#guests.onChange(follow);
     this.#host.shared.onRemoved(follow);
     follow();
+  }
+
+  /** From now on this agent takes part in distribution. */
+  distribute(distribution: AgentDistribution): void {
+    this.#distribution = distribution;
+    distribution.standBack(!this.#isIdle());
+  }
+
+  get distribution(): DistributionControl | undefined {
+    return this.#distribution?.control;
   }
 
   info(): AgentInfo {
@@ -169,6 +180,8 @@ export class Agent implements AgentService {
     this.#metrics.setPeers(this.#host.pageServer.tagCounters());
     this.#metrics.setMismatches(this.#counts.mismatches(this.migrations.all()));
     if (resident !== undefined) this.#metrics.setResident(resident.stats());
+    if (this.#distribution !== undefined)
+      this.#metrics.setDistribution(this.#distribution.control.status(), this.#distribution.costs());
     this.#metrics.setEvacuations(this.#evacuations.figures());
     return this.#metrics.text();
   }

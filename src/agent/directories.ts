@@ -34,6 +34,8 @@ export interface DirectoriesParts {
   /** This agent's control socket. */
   control: string;
   connect: Connect;
+  /** Names of the guests of a domain that are here. */
+  guests(domainName: string): string[];
   /** Of a guest here: its domain's name, and what of it is stable, packed, each once. Undefined: there is no such guest. */
   stableTags(guest: string): { domain: string; tags: Uint8Array } | undefined;
   log: Logger;
@@ -148,20 +150,31 @@ export class Directories implements AgentDirectories {
     return new MemberDirectory(own, id, host);
   }
 
+  /** The guests of a domain that are here, by name, for a host that has it. @throws PagetideError `PT_DOMAIN_UNKNOWN`, `PT_NO_PERMISSION` */
+  guests(id: string, as: string | undefined, sender: Sender): string[] {
+    return this.#parts.guests(this.#asked(id, as, sender));
+  }
+
   /**
    * A page of a guest's stable tags, for a host that has its domain.
    * @throws PagetideError `PT_DOMAIN_UNKNOWN`, `PT_NO_PERMISSION`, `PT_GUEST_UNKNOWN`
    */
   guestTags(id: string, guest: string, cursor: number, as: string | undefined, sender: Sender): TagPage {
-    const { name } = this.#need(id);
-    const host = nameOf(as, sender);
-    const members = this.#parts.store.members(name);
-    if (host === undefined || !members.some((one) => one.host === host)) throw notGranted(host);
+    const name = this.#asked(id, as, sender);
     const found = this.#parts.stableTags(guest);
     // one of another domain is none of the asker's
     if (found?.domain !== name)
       throw new PagetideError('PT_GUEST_UNKNOWN', `there is no guest '${guest}' of that domain here`);
     return tagsFrom(found.tags, cursor);
+  }
+
+  /** The name of a domain that is asked about by a host that has it. */
+  #asked(id: string, as: string | undefined, sender: Sender): string {
+    const { name } = this.#need(id);
+    const host = nameOf(as, sender);
+    const members = this.#parts.store.members(name);
+    if (host === undefined || !members.some((one) => one.host === host)) throw notGranted(host);
+    return name;
   }
 
   #need(id: string): Readonly<DomainRecord> {

@@ -28,7 +28,7 @@ export interface ControlledDistributor {
   resume(): void | Promise<void>;
   setRates(rates: Rates): void | Promise<void>;
   setBudget(bytes: number): void | Promise<void>;
-  explain(domainName: string, tags: Uint8Array, likelihood?: number): HostExplanation;
+  explain(domainName: string, tags: Uint8Array, likelihood?: number): HostExplanation | Promise<HostExplanation>;
 }
 
 /** What this host has reported of a domain. */
@@ -128,7 +128,12 @@ export class DistributionControl implements DistributionService {
     };
   }
 
-  explainTags(id: string, tags: Uint8Array, likelihood: number | undefined, sender: Sender): TagsExplained {
+  async explainTags(
+    id: string,
+    tags: Uint8Array,
+    likelihood: number | undefined,
+    sender: Sender,
+  ): Promise<TagsExplained> {
     const { domains, distributor, now = Date.now } = this.#parts;
     const record = domains.byId(id);
     if (record === undefined) throw new PagetideError('PT_DOMAIN_UNKNOWN', 'this host does not have that domain');
@@ -148,7 +153,7 @@ export class DistributionControl implements DistributionService {
       state,
       // whichever of its two ends it was stamped at
       planAgeMs: lastPlan === null ? null : Math.max(0, now() - lastPlan.at) + lastPlan.tookMs,
-      explanation: distributor.explain(record.name, tags, likelihood),
+      explanation: await distributor.explain(record.name, tags, likelihood),
     };
   }
 }

@@ -106,5 +106,5 @@ export interface DistributionService {
    * @param likelihood how likely a guest with them comes here, as the member sees it
    * @throws PagetideError `PT_DOMAIN_UNKNOWN`, `PT_NO_PERMISSION`, `PT_BAD_ARGUMENT`
    */
-  explainTags(id: string, tags: Uint8Array, likelihood: number | undefined, sender: Sender): TagsExplained;
+  explainTags(id: string, tags: Uint8Array, likelihood: number | undefined, sender: Sender): Promise<TagsExplained>;
 }

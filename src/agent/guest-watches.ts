@@ -101,6 +101,11 @@ export class GuestWatches {
     if (cpu > 0) this.#share = new CpuShare(cpu);
   }
 
+  /** Seconds of CPU that watching all guests has taken since this agent began. */
+  get busyS(): number {
+    return (this.#share?.busyMs ?? 0) / 1000;
+  }
+
   /** Of one CPU, what watching all guests has taken lately ({@link CpuShare.load}). */
   get load(): number {
     return this.#share?.load ?? 0;

@@ -12,6 +12,10 @@ import { DomainStore } from '../domains/store.ts';
 import { compactOwnership } from '../migration/ownership/index.ts';
 import { WorkerPools } from '../memory/worker-pools.ts';
 import { TagPool } from '../pages/tag-pool.ts';
+import type { Connect } from '../transport/directory-client.ts';
+import { Sightings } from '../distribution/sightings.ts';
+import type { Manifest } from '../pages/manifest.ts';
+import { AgentDistribution } from './distribution.ts';
 import { PageServer } from '../transport/page-server.ts';
 import { PeerClient } from '../transport/peer.ts';
 import { agentUrl } from '../trust/agent-url.ts';
@@ -81,7 +85,8 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     undo.push(() => pools.close());
     const tagPool = new TagPool(config.batchWorkers);
     undo.push(() => tagPool.close());
-    const watches = new GuestWatches({ shared: pages.shared, tagPool, log, settings: config.watch });
+    const sightings = new Sightings();
+    const watches = new GuestWatches({ shared: pages.shared, tagPool, log, settings: config.watch, sightings });
     undo.push(() => watches.close());
     const { host, port } = config.listen;
     const pageServer = await PageServer.start({
@@ -110,6 +115,7 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     }
 
     const url = config.advertise ?? pageServer.address().url;
+    const connect: Connect = (other, whom) => new PeerClient(other, { ...whom, answerMs: config.timeouts.peerMs });
     const directories = new Directories({
       ...{
         store: domains,
@@ -118,14 +124,21 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
         control: config.control,
         log,
       },
-      connect: (other, whom) => new PeerClient(other, { ...whom, answerMs: config.timeouts.peerMs }),
-      stableTags: () => undefined,
+      leaseMs: config.directory.leaseMs,
+      connect,
+      guests: (domain) => sightings.guests(domain),
+      stableTags: (guest) => sightings.stableTags(guest),
     });
     undo.push(() => directories.close());
     await directories.start();
+    let distribution: AgentDistribution | undefined;
     const agent = new Agent(
       config,
-      migrationHost(config, { guests, journal, pools, tagPool, watches, shared: pages.shared, pageServer, url, log }),
+      migrationHost(config, {
+        ...{ guests, journal, pools, tagPool, watches, shared: pages.shared, pageServer, url, log },
+        // before the watches list it: what guests here have already was not saved by what was brought
+        arrived: (domain, manifest) => distribution?.arrived(domain, manifest),
+      }),
       guests,
       journal,
       domains,
@@ -138,6 +151,17 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     await agent.migrations.recover();
     agent.watchGuests(watches);
     void snapshots.recover();
+    distribution = await AgentDistribution.start({
+      ...{ config, store: domains, directories, shared: pages.shared, sightings, pageServer, url, connect, log },
+      identity: trust?.name,
+      guest: (name) => {
+        const { vmm } = guests.need(name);
+        return { domain: vmm.record.domain, manifest: watches.manifestOf(vmm) };
+      },
+      watchedS: () => watches.busyS,
+    });
+    undo.push(() => distribution?.close());
+    agent.distribute(distribution);
 
     const api = buildApi(agent, { logger: log });
     undo.push(() => api.close());
@@ -198,6 +222,7 @@ interface Parts {
   pageServer: PageServer;
   url: string;
   log: ReturnType<typeof createLogger>;
+  arrived(domain: number, manifest: Manifest): void;
 }
 
 function migrationHost(config: AgentConfig, parts: Parts): MigrationHost {
@@ -211,7 +236,10 @@ function migrationHost(config: AgentConfig, parts: Parts): MigrationHost {
     shared,
     watched: (vmm, domain) => watches.handOver(vmm, domain),
     manifestOf: (vmm) => watches.manifestOf(vmm),
-    arrived: (vmm, domain, manifest) => watches.arrived(vmm, domain, manifest),
+    arrived: (vmm, domain, manifest) => {
+      parts.arrived(domain, manifest);
+      watches.arrived(vmm, domain, manifest);
+    },
     userfaultfd: () =>
       config.pager.userfaultfd === 'off' ? { ok: false, why: 'it is turned off: pager.userfaultfd' } : userfaultfd(),
     url,

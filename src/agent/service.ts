@@ -230,6 +230,7 @@ export interface AgentDirectories {
 
   // between agents; each may be repeated
   member(id: string, as: string | undefined, sender: Sender): Directory;
+  guests(id: string, as: string | undefined, sender: Sender): string[];
   guestTags(id: string, guest: string, cursor: number, as: string | undefined, sender: Sender): TagPage;
 }
 

@@ -41,7 +41,8 @@ import { pageClassOf, Score } from './score.ts';
 import { serveArrival } from './serve-arrival.ts';
 import { shrinkTo } from './shrink.ts';
 import { statusOf } from './status.ts';
-import { checkRates, type Rates } from './token-bucket.ts';
+import type { Rates } from './token-bucket.ts';
+import { checkRates } from './wire-cost.ts';
 import { WireMeans } from './wire-means.ts';
 
 /** Between two looks at the hints, milliseconds. */

@@ -85,6 +85,8 @@ export interface ReporterState {
   pendingTags: number;
   /** Of reports and heartbeats, also those sent again; calculated: see {@link reportBytes}. */
   bytesSent: number;
+  /** Reports that the directory has taken. */
+  reports: number;
   /** The last failure since the directory last answered. */
   error: string | undefined;
 }
@@ -117,6 +119,7 @@ export class Reporter {
   #error: PagetideError | undefined;
   #answeredAt: number | undefined;
   #bytesSent = 0;
+  #reports = 0;
 
   constructor(parts: ReporterParts) {
     this.#parts = parts;
@@ -153,6 +156,7 @@ export class Reporter {
       reportedTags: told,
       pendingTags: pending,
       bytesSent: this.#bytesSent,
+      reports: this.#reports,
       error: this.#error?.message,
     };
   }
@@ -174,7 +178,8 @@ export class Reporter {
       const bytes = reportBytes(report);
       this.#bytesSent += bytes;
       const { directory, host } = this.#parts;
-      const answering = report === undefined ? directory.heartbeat(host, this.#epoch) : directory.report(report);
+      const answering =
+        report === undefined ? directory.heartbeat(host, this.#epoch, this.#sequence) : directory.report(report);
       const answer = await this.#orStopped(answering);
       return answer === undefined ? 0 : this.#heard(answer, bytes);
     } catch (error) {
@@ -219,7 +224,9 @@ export class Reporter {
     this.#failures = this.#leaps = 0;
     this.#error = undefined;
     this.#answeredAt = this.#clock();
+    const taken = this.#outstanding !== undefined;
     this.#outstanding = undefined;
+    if (taken && state === 'applied') this.#reports++;
     if (state === 'anew') {
       this.#beginAnew();
       return this.#random() * intervalMs;

@@ -106,6 +106,11 @@ export class Sightings {
     return undefined;
   }
 
+  /** The guests of a domain that are here, by name, as far as they were seen. */
+  guests(domain: string): string[] {
+    return [...(this.#domains.get(domain) ?? [])].flatMap(([guest, { here }]) => (here ? [guest] : []));
+  }
+
   /** Differences between what is held and what is told, at most `most` tags; they are told with this. */
   take(domain: string, most: number): Difference[] {
     const guests = this.#domains.get(domain) ?? new Map<string, Sighted>();

@@ -39,6 +39,7 @@ export class CpuShare {
   readonly #first: Waiting[] = [];
   readonly #others: Waiting[] = [];
   #firstInARow = 0;
+  #all = 0;
   #taken = false;
   #timer = false;
   /** When the pause is over. */
@@ -84,10 +85,16 @@ export class CpuShare {
   /** Ends a turn. @param busyMs what it took */
   give(busyMs: number): void {
     const now = this.#clock.now();
+    this.#all += busyMs;
     this.#note(now, busyMs);
     this.#taken = false;
     this.#freeAt = now + busyMs * (1 / this.cpu - 1);
     this.#next();
+  }
+
+  /** Milliseconds that turns have taken since it began. */
+  get busyMs(): number {
+    return this.#all;
   }
 
   /** Busy milliseconds a millisecond, over the last {@link LOAD_SECONDS}, or since it began. */

@@ -23,6 +23,8 @@ import type { Message, PeerClient } from './peer.ts';
 const BYTES = 'application/octet-stream';
 const JSON_TYPE = 'application/json';
 /** Tags of one guest that are fetched, at most: of 64 GiB. */
+/** Guests of one host. */
+const MOST_GUESTS = 10_000;
 const MOST_GUEST_TAGS = 2 ** 24;
 /** Before the tags of a page: the next page's beginning, 0: there is none. */
 export const TAG_CURSOR_BYTES = 4;
@@ -183,15 +185,12 @@ export class RemoteDirectory implements Directory {
  */
 export async function fetchGuestTags(
   connect: Connect,
-  { host, url }: Member,
+  member: Member,
   of: { domain: string; guest: string; as: string },
   signal?: AbortSignal,
 ): Promise<Uint8Array> {
-  const address = parseAddress(host.startsWith('unix:') ? host : url);
-  if (address.socketPath !== undefined) await checkSocket(address.socketPath);
-  const expect = address.socketPath === undefined ? host : undefined;
-  const peer = connect(address.url, { expect, socketPath: address.socketPath });
-  try {
+  const { url } = member;
+  return withPeer(connect, member, async (peer) => {
     const pieces: Uint8Array[] = [];
     let count = 0;
     for (let cursor: number | undefined = 0; cursor !== undefined;) {
@@ -211,6 +210,38 @@ export async function fetchGuestTags(
       cursor = next === 0 ? undefined : next;
     }
     return Buffer.concat(pieces);
+  });
+}
+
+/** The guests of a domain at the agent that is asked, by name. As {@link fetchGuestTags}. */
+export async function fetchGuests(
+  connect: Connect,
+  member: Member,
+  of: { domain: string; as: string },
+  signal?: AbortSignal,
+): Promise<string[]> {
+  return withPeer(connect, member, async (peer) => {
+    const most = MOST_GUESTS * 256;
+    const names = json<unknown>(
+      await peer.exchange('GET', directoryPath(of.domain, 'guests', { as: of.as }), { most, signal }),
+    );
+    if (Array.isArray(names) && names.length <= MOST_GUESTS && names.every((name) => typeof name === 'string'))
+      return names;
+    throw new PagetideError('PT_PEER_FAILED', `${member.url} did not say which guests it has`);
+  });
+}
+
+async function withPeer<T>(
+  connect: Connect,
+  { host, url }: Member,
+  work: (peer: PeerClient) => Promise<T>,
+): Promise<T> {
+  const address = parseAddress(host.startsWith('unix:') ? host : url);
+  if (address.socketPath !== undefined) await checkSocket(address.socketPath);
+  const expect = address.socketPath === undefined ? host : undefined;
+  const peer = connect(address.url, { expect, socketPath: address.socketPath });
+  try {
+    return await work(peer);
   } finally {
     await peer.close();
   }

@@ -42,6 +42,7 @@ async function host(t: Test, folder: string, name: string): Promise<Host> {
     const directories = new Directories({
       ...{ store, folder: join(state, 'directory'), identity: undefined, control, log, leaseMs: LEASE_MS },
       connect: (url, whom) => new PeerClient(url, { ...whom, answerMs: 5_000 }),
+      guests: (domain) => [...tags].flatMap(([guest, one]) => (one.domain === domain ? [guest] : [])),
       stableTags: (guest) => tags.get(guest),
       clock: () => clocks.now,
       wall: () => clocks.wall,
@@ -61,6 +62,7 @@ async function host(t: Test, folder: string, name: string): Promise<Host> {
   const value: AgentDirectories = {
     empty: (name) => made.directories.empty(name),
     member: (...args) => made.directories.member(...args),
+    guests: (...args) => made.directories.guests(...args),
     guestTags: (...args) => made.directories.guestTags(...args),
   };
   Object.defineProperty(service, 'directories', { value });

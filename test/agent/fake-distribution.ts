@@ -90,6 +90,6 @@ export function fakeDistribution(promised: Promised): DistributionService {
     evacuate: (...args) => promised('plan.evacuate', args, () => guestPlans),
     affinity: (...args) => promised('plan.affinity', args, () => guestPlans),
     withdraw: (...args) => promised('plan.withdraw', args, () => ({ withdrawn: ['shop'], failed: [] })),
-    explainTags: () => tagsExplained,
+    explainTags: () => Promise.resolve(tagsExplained),
   };
 }

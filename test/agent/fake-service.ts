@@ -345,6 +345,7 @@ export class FakeService implements AgentService {
   readonly directories: AgentDirectories = {
     empty: (name) => this.#promised('directories.empty', [name], () => undefined),
     member: (id, as, sender) => this.#called('directories.member', [id, as, sender], () => this.directory),
+    guests: (...args) => this.#called('directories.guests', args, () => ['web1']),
     guestTags: (...args) => this.#called('directories.guestTags', args, () => this.guestTagPage),
   };
   /** Undefined: this agent has none. */

@@ -219,6 +219,20 @@ function addAgentRoutes(app: TypedApp, directories: AgentDirectories): void {
     },
   );
   app.get(
+    `${base}/guests`,
+    {
+      onRequest: refuseUnknown,
+      schema: {
+        tags,
+        summary: 'The guests of the domain that are here, by name',
+        params,
+        querystring: asked,
+        response: { 200: z.array(guestName), ...failure },
+      },
+    },
+    (request) => directories.guests(request.params.id, request.query.as, senderOf(request)),
+  );
+  app.get(
     `${base}/guests/:guest/tags`,
     {
       onRequest: refuseUnknown,

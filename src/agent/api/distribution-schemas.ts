@@ -91,7 +91,10 @@ const hostExplanation = z
     brought: count.meta({ description: 'Of those in the cache: brought by distribution.' }),
     queued: count.meta({ description: 'To be brought, and not there yet.' }),
     missing: count.meta({ description: 'In neither, and not to be brought.' }),
-    hints: z.array(z.string()).nullable().meta({ description: 'Hints that the last plan there knew; null: no plan yet.' }),
+    hints: z
+      .array(z.string())
+      .nullable()
+      .meta({ description: 'Hints that the last plan there knew; null: no plan yet.' }),
     decisions: z
       .array(
         z.object({
