@@ -133,7 +133,9 @@ export class PageBringer implements Bringer {
 
   async #bring(errand: Errand, signal: AbortSignal | undefined): Promise<ErrandResult> {
     const count = checkErrand(errand);
-    const { domain, ...wants } = errand;
+    // by name: what else the caller's object has does not go to another thread
+    const { domain, urls, tags, first, holder, value } = errand;
+    const wants = { urls, tags, first, holder, value };
     const running: Running = { domain: domain.id, stop: new Int32Array(new SharedArrayBuffer(4)) };
     const isOver = (): boolean => this.#closed || signal?.aborted === true || running.stop[0] !== 0;
     let key: DomainKey | undefined;
