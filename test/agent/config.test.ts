@@ -105,6 +105,7 @@ void t.test('refused, with the field and before anything is made', (t) => {
     ['timeouts: { peerMs: 0 }', /timeouts\.peerMs/],
     ['log: { level: loud }', /log\.level/],
     ['distribution: { average: 1000 }', /distribution\.average: bytes a second, 64K/],
+    ['distribution: { average: 70000, peak: 199999 }', /distribution\.peak: 199999 is below the lowest/],
     ['distribution: { average: 10M, peak: 9M }', /distribution\.peak: 9437184 is below/],
     ['distribution: { budget: 101% }', /distribution\.budget: a size/],
     [
