@@ -78,7 +78,7 @@ void t.test('distribution: the peak follows the average, the budget the cache', 
   };
   t.match(loadConfig(undefined, {}, host).distribution, {
     ...{ enabled: true, average: 12_500_000, peak: 50_000_000, budget: 0 },
-    prices: { hold: 1 / 16, bring: 1 / 4, hysteresis: 1.25 },
+    prices: { hold: 1 / 32, bring: 1 / 4, hysteresis: 1.25 },
   });
   t.equal(of('cache: { size: 1G }').budget, 2 ** 29);
   t.equal(of('{ cache: { size: 1G }, distribution: { budget: 12.5% } }').budget, 2 ** 27);
