@@ -5,6 +5,7 @@
  * script may run twice. A call that takes longer than its limit is given up here; it may still happen there, late.
  */
 import { createHash } from 'node:crypto';
+import { setMaxListeners } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { Cluster, Redis } from 'ioredis';
 import { PagetideError } from '../../errors.ts';
@@ -41,20 +42,45 @@ export function script(text: string): Script {
 const LONGEST_PAUSE_MS = 5000;
 const CONNECT_MS = 3000;
 
-export class Connection {
-  readonly #client: Redis | Cluster;
-  readonly #timeoutMs: number;
-  #closed = false;
+/** One client of the server or the cluster, for any number of {@link Connection}s. */
+export class RedisClient {
+  readonly client: Redis | Cluster;
+  readonly timeoutMs: number;
   /** How often a connection was lost, or a call failed: what was written may be gone then. */
   breaks = 0;
 
-  /** @throws PagetideError `PT_BAD_ARGUMENT`: URLs or files that are no such */
+  /** Connects in the background. @throws PagetideError `PT_BAD_ARGUMENT`: URLs or files that are no such */
   constructor(address: RedisAddress) {
-    this.#timeoutMs = address.timeoutMs ?? 10_000;
-    this.#client = connect(address);
+    this.timeoutMs = address.timeoutMs ?? 10_000;
+    this.client = connect(address);
     // calls reject by themselves, so an error needs no more than to be heard
     for (const event of ['error', 'node error', 'close', 'reconnecting', '+node', '-node'])
-      this.#client.on(event, () => this.breaks++);
+      this.client.on(event, () => this.breaks++);
+  }
+
+  /** Drops what is under way. Idempotent. */
+  close(): void {
+    this.client.disconnect();
+  }
+}
+
+/** A directory's use of a client, which it has alone or with others: closed, it gives up its own calls, and no other's. */
+export class Connection {
+  readonly #shared: RedisClient;
+  readonly #isOwn: boolean;
+  readonly #ending = new AbortController();
+
+  /** @throws PagetideError as {@link RedisClient} */
+  constructor(address: RedisAddress | RedisClient) {
+    this.#isOwn = !(address instanceof RedisClient);
+    this.#shared = address instanceof RedisClient ? address : new RedisClient(address);
+    // one a call under way
+    setMaxListeners(0, this.#ending.signal);
+  }
+
+  /** As of {@link RedisClient}: also what another directory met counts, as it is the same server. */
+  get breaks(): number {
+    return this.#shared.breaks;
   }
 
   /**
@@ -62,36 +88,45 @@ export class Connection {
    * @throws PagetideError `PT_PEER_UNREACHABLE`; `PT_PEER_FAILED` where the script failed
    */
   async run({ sha, text }: Script, key: string, args: readonly Argument[]): Promise<unknown> {
-    if (this.#closed) throw new PagetideError('PT_PEER_UNREACHABLE', 'the directory is closed');
+    const { timeoutMs } = this.#shared;
+    const { signal } = this.#ending;
+    if (signal.aborted) throw new PagetideError('PT_PEER_UNREACHABLE', 'the directory is closed');
     const rest = args.map((arg) => (arg instanceof Uint8Array ? asBuffer(arg) : String(arg)));
     let timer: NodeJS.Timeout | undefined;
+    const call = new AbortController();
     const late = new Promise<never>((_, reject) => {
       timer = setTimeout(() => {
-        reject(new Error(`no answer within ${this.#timeoutMs} ms`));
-      }, this.#timeoutMs);
+        reject(new Error(`no answer within ${timeoutMs} ms`));
+      }, timeoutMs);
+      const ended = (): void => {
+        reject(new Error('the directory is closed'));
+      };
+      signal.addEventListener('abort', ended, { signal: call.signal });
     });
     try {
       return await Promise.race([late, this.#call(sha, text, key, rest)]);
     } catch (error) {
-      this.breaks++;
+      if (!signal.aborted) this.#shared.breaks++;
       throw explain(error);
     } finally {
       clearTimeout(timer);
+      call.abort();
     }
   }
 
-  /** Drops what is under way. Idempotent. */
+  /** Gives up what is under way. Idempotent. */
   close(): void {
-    this.#closed = true;
-    this.#client.disconnect();
+    this.#ending.abort();
+    if (this.#isOwn) this.#shared.close();
   }
 
   async #call(sha: string, text: string, key: string, rest: (string | Buffer)[]): Promise<unknown> {
+    const { client } = this.#shared;
     try {
-      return await this.#client.callBuffer('evalsha', sha, 1, key, ...rest);
+      return await client.callBuffer('evalsha', sha, 1, key, ...rest);
     } catch (error) {
       if (!(error instanceof Error) || !error.message.startsWith('NOSCRIPT')) throw error;
-      return this.#client.callBuffer('eval', text, 1, key, ...rest);
+      return client.callBuffer('eval', text, 1, key, ...rest);
     }
   }
 }

@@ -327,6 +327,12 @@ elseif op == 'empty' then
   for name in pairs(known) do names[#names + 1] = name end
   for _, name in ipairs(names) do lapse(name) end
   dropUnused()
+elseif op == 'erase' then
+  -- a counter that is gone begins with the time
+  if next(known) == nil and call('EXISTS', K .. 'D', K .. 'T') == 0 then
+    call('DEL', K .. 'h', K .. 'l', K .. 'n', K .. 's', K .. 'B')
+    return { 'erased' }
+  end
 elseif op == 'turn' then
   -- whoever comes first after the pause sweeps the next shards
   local pause, most = tonumber(take()), tonumber(take())

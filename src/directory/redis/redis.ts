@@ -59,14 +59,16 @@ import {
 } from '../directory.ts';
 import type { Hint, HintSubject } from '../hint.ts';
 import { checkHost, checkName } from '../names.ts';
-import { Connection, type RedisAddress } from './connection.ts';
+import { Connection, type RedisAddress, type RedisClient } from './connection.ts';
 import { RedisHints } from './hints.ts';
 import { mix, shardOf, SHARDS } from './mix.ts';
 import { operationsOf } from './operations.ts';
 import { Registry, type Applied, type From, type Opened } from './registry.ts';
 import { assemble, placeOf, Shards, type Cells } from './shards.ts';
 
-export interface RedisOptions extends RedisAddress {
+export interface RedisOptions extends Partial<RedisAddress> {
+  /** Instead of an address: one that others use, too. It is theirs to close. */
+  client?: RedisClient;
   /** What all keys begin with; default `pagetide:`. Directories with different ones don't meet, and each has its registry elsewhere. */
   prefix?: string;
   /** Milliseconds, without a report or a heartbeat, after which a host is taken out. All agents should have the same. */
@@ -100,11 +102,11 @@ export class RedisDirectory implements Directory {
   readonly #checks = new Map<string, { next: number; breaks: number }>();
 
   /** Connects in the background. @throws PagetideError `PT_BAD_ARGUMENT` */
-  constructor({ prefix = 'pagetide:', leaseMs, sweepMs = SWEEP_MS, clock, ...address }: RedisOptions) {
+  constructor({ prefix = 'pagetide:', leaseMs, sweepMs = SWEEP_MS, clock, ...where }: RedisOptions) {
     checkNumber(leaseMs, 'a lease');
     if (!/^[\x21-\x7a]{0,64}$/.test(prefix))
       throw new PagetideError('PT_BAD_ARGUMENT', `${JSON.stringify(prefix)} cannot be what keys begin with`);
-    this.#connection = new Connection(address);
+    this.#connection = new Connection(where.client ?? { urls: [], ...where });
     this.#registry = new Registry(this.#connection, prefix, leaseMs, clock);
     this.#shards = new Shards(this.#connection, prefix);
     this.#hints = new RedisHints(this.#connection, this.#registry.key, clock);
@@ -238,6 +240,25 @@ export class RedisDirectory implements Directory {
 
   async empty(): Promise<void> {
     await this.#registry.empty();
+  }
+
+  /**
+   * Deletes all of a domain that is gone, where it alone is behind the prefix. Reports that are on their way may bring some of it back.
+   * @returns whether nothing is left; false: to be done again, for some ten minutes, until none can be on its way
+   */
+  async erase(domain: string): Promise<boolean> {
+    await this.empty();
+    await this.removeDomain(domain);
+    for (let more = true; more;) {
+      more = false;
+      const turn = await this.#registry.turn(0, 0);
+      for (const [place, isLast] of turn?.removed ?? []) {
+        for (let shard = 0; shard < SHARDS; shard++) while (await this.#shards.bury(`${place}:${shard}`, turn!.view));
+        if (isLast) await this.#registry.buried(place);
+        more ||= isLast; // others may have waited behind it
+      }
+    }
+    return this.#registry.erase();
   }
 
   /** What is under way is given up; it may have been done all the same. */

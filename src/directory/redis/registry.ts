@@ -163,6 +163,11 @@ export class Registry {
     await this.#run('empty');
   }
 
+  /** Forgets who was here, and counters, once no host, domain or generation is known. Whether that is so. */
+  async erase(): Promise<boolean> {
+    return (await this.#run('erase')).length > 0;
+  }
+
   /** What to sweep next; undefined: another agent did less than `pauseMs` ago. */
   async turn(
     pauseMs: number,
