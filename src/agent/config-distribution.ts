@@ -1,9 +1,11 @@
 /** The part of the configuration that says how pages are brought to a host before guests come; see config.ts. */
+import { resolve } from 'node:path';
 import { z } from 'zod';
 import { DISTRIBUTION_DEFAULTS, type DistributionSettings } from '../distribution/info.ts';
 import { LOWEST_PEAK } from '../distribution/wire-cost.ts';
 import { PagetideError } from '../errors.ts';
-import { bytesPerSecond } from './config-units.ts';
+import { bytesPerSecond, path } from './config-units.ts';
+import { redisUrl } from './redis-url.ts';
 import { parseSize } from './units.ts';
 
 const DAY_MS = 24 * 3_600_000;
@@ -84,14 +86,35 @@ export const distributionFields = z
   .prefault({})
   .describe('Bringing pages to where guests are expected, see distribution.md.');
 
+const MOST_URLS = 64;
+const redisUrls = z.union([z.string(), z.array(z.string())]).transform((given, context): string[] => {
+  const urls = typeof given === 'string' ? [given] : given;
+  // no message repeats them: there may be a password in them
+  if (urls.length > 0 && urls.length <= MOST_URLS && urls.every((url) => redisUrl(url) !== undefined)) return urls;
+  context.addIssue({ code: 'custom', message: `a redis:// or rediss:// URL, or a list of ${MOST_URLS} at most` });
+  return z.NEVER;
+});
+
 export const directoryFields = z
   .strictObject({
-    url: z
-      .url({ protocol: /^rediss?$/, error: 'a redis:// or rediss:// URL' })
+    url: redisUrls
       .exactOptional()
       .describe(
-        'A Redis or Valkey that keeps the directories of domains that are made here. Default: the agent does, in its memory.',
+        'Redis or Valkey that keeps the directories of this host’s domains: `redis://` or `rediss://` (TLS), or a list of nodes of a cluster. All hosts of a domain have the same. Default: the agent that made a domain keeps its directory.',
       ),
+    cluster: z.boolean().exactOptional().describe('Whether the one URL is a node of a cluster; a list always is.'),
+    username: z.string().min(1).max(256).exactOptional().describe('User of the Redis. Default: its default user.'),
+    passwordFile: path
+      .exactOptional()
+      .describe('File with its password, read when the agent starts; only the agent’s user may be able to read it.'),
+    ca: path.exactOptional().describe('Certificates to believe of it, PEM. Default: those of the system.'),
+    certificate: path.exactOptional().describe('Certificate to show it, PEM, where it wants one. Default: none.'),
+    key: path.exactOptional().describe('Its key; only the agent’s user may be able to read it.'),
+    prefix: z
+      .string()
+      .regex(/^[\x21-\x7a]{1,30}$/, '30 printable characters at most, no spaces, no braces')
+      .exactOptional()
+      .describe('What keys in it begin with, the same on all hosts of a domain. Default: `pagetide`.'),
     leaseMs: z
       .int()
       .min(1000)
@@ -148,11 +171,42 @@ export function completeDistribution(given: DistributionFile, cacheBytes: number
   return { ...rest, peak, budget: Math.min(bytes, cacheBytes) };
 }
 
-/** @throws PagetideError `PT_BAD_CONFIG` */
-export function checkDirectory({ leaseMs, reportMs }: DirectoryConfig): void {
-  if (reportMs * REPORTS_A_LEASE <= leaseMs) return;
-  throw new PagetideError(
-    'PT_BAD_CONFIG',
-    `directory.reportMs: ${reportMs} is more than a third of directory.leaseMs, ${leaseMs}`,
-  );
+const OF_REDIS = ['cluster', 'username', 'passwordFile', 'ca', 'certificate', 'key', 'prefix'] as const;
+const FILES = ['passwordFile', 'ca', 'certificate', 'key'] as const;
+
+/** Paths become absolute. @throws PagetideError `PT_BAD_CONFIG` */
+export function completeDirectory(given: DirectoryConfig): DirectoryConfig {
+  const { leaseMs, reportMs, url: texts, cluster, username, passwordFile } = given;
+  if (reportMs * REPORTS_A_LEASE > leaseMs)
+    throw bad(`reportMs: ${reportMs} is more than a third of directory.leaseMs, ${leaseMs}`);
+  const lone = OF_REDIS.find((name) => given[name] !== undefined);
+  if (texts === undefined) {
+    if (lone !== undefined) throw bad(`${lone}: is of use with directory.url only`);
+    return given;
+  }
+  const urls = texts.flatMap((text) => redisUrl(text) ?? []);
+  const isCluster = cluster ?? urls.length > 1;
+  if (urls.length > 1 && !isCluster) throw bad('cluster: several URLs are nodes of a cluster');
+  if (isCluster && urls.some(({ pathname }) => !/^\/?0?$/.test(pathname)))
+    throw bad('url: a cluster has database 0 alone');
+  const [first, ...others] = urls;
+  const login = (url: URL | undefined): string => `${url?.username}:${url?.password}`;
+  if (others.some((other) => other.protocol !== first?.protocol))
+    throw bad('url: either all nodes of a cluster are rediss://, or none');
+  if (others.some((other) => login(other) !== ':' && login(other) !== login(first)))
+    throw bad('url: all nodes of a cluster take the same user and password');
+  if (passwordFile !== undefined && urls.some(({ password }) => password !== ''))
+    throw bad('passwordFile: there is a password in directory.url');
+  if (username !== undefined && urls.some((url) => url.username !== ''))
+    throw bad('username: there is one in directory.url');
+  if ((given.certificate === undefined) !== (given.key === undefined))
+    throw bad('certificate: a certificate and its key go together');
+  const tls = (['ca', 'certificate', 'key'] as const).find((name) => given[name] !== undefined);
+  if (first?.protocol !== 'rediss:' && tls !== undefined) throw bad(`${tls}: is of use with rediss:// only`);
+  const files = FILES.flatMap((name) => (given[name] === undefined ? [] : [[name, resolve(given[name])]]));
+  return { ...given, ...(Object.fromEntries(files) as Partial<DirectoryConfig>) };
+}
+
+function bad(what: string): PagetideError {
+  return new PagetideError('PT_BAD_CONFIG', `directory.${what}`);
 }

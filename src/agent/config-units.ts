@@ -24,3 +24,9 @@ export const cacheSize = z.union([z.int().min(0), z.string()]).transform((value,
   }
   return bytes;
 });
+
+export const path = z
+  .string()
+  .min(1)
+  .max(4096)
+  .refine((text) => !text.includes('\0'), 'holds a zero byte');

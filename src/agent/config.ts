@@ -11,13 +11,13 @@ import { asPagetideError, PagetideError } from '../errors.ts';
 import { MOST_PEERS } from '../memory/peers.ts';
 import { HOST_FILES } from '../trust/pem-files.ts';
 import {
-  checkDirectory,
+  completeDirectory,
   completeDistribution,
   directoryFields,
   distributionFields,
   type DistributionConfig,
 } from './config-distribution.ts';
-import { bytesPerSecond, cacheSize } from './config-units.ts';
+import { bytesPerSecond, cacheSize, path } from './config-units.ts';
 import { parseListen, type ListenAddress } from './listen-address.ts';
 import { checkSocketPath, controlSocket, defaultState, MAX_SOCKET_PATH, NAME_PATTERN } from './names.ts';
 
@@ -28,11 +28,6 @@ const TMPFS_MAGIC = 0x01021994;
 /** Largest configuration file, bytes. */
 const FILE_LIMIT = 1024 * 1024;
 
-const path = z
-  .string()
-  .min(1)
-  .max(4096)
-  .refine((text) => !text.includes('\0'), 'holds a zero byte');
 const millis = z.int().min(10).max(3_600_000);
 
 /** The file's schema. Unknown keys are refused; every field has a default, and a description for the docs. */
@@ -316,13 +311,14 @@ function complete(given: ConfigFile, host: ConfigHost): AgentConfig {
   checkSocketPath(runtimeFolder + 'x'.repeat(GUEST_SOCKET_ROOM), 'sockets of guests');
   const memoryFolder = resolve(given.memoryFolder ?? `/dev/shm/pagetide-${host.uid}-${name}`);
   checkTmpfs(memoryFolder, host);
-  checkDirectory(given.directory);
+  const directory = completeDirectory(given.directory);
   const { tls: files, ...rest } = given;
   const tls = files && { ca: resolve(files.ca), certificate: resolve(files.certificate), key: resolve(files.key) };
   const cache = { ...given.cache, ...(given.cache.path === undefined ? {} : { path: resolve(given.cache.path) }) };
   return {
     ...rest,
     ...(tls === undefined ? {} : { tls }),
+    directory,
     listen,
     name,
     state,

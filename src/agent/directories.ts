@@ -1,6 +1,7 @@
 /**
  * Which directory each domain has, as this agent reaches it:
  *
+ *   a Redis is configured      the domain's there, as for all its hosts; see redis-directories.ts
  *   made here                  embedded, kept in <state>/directory/<domain id>/; other hosts of the domain use it by way of `member`
  *   granted from elsewhere     the one of its home
  *
@@ -19,11 +20,13 @@ import { PersistentDirectory } from '../directory/persistent.ts';
 import { asPagetideError, PagetideError } from '../errors.ts';
 import { RemoteDirectory, type Connect } from '../transport/directory-client.ts';
 import { DirectoryWatch, type DirectoryState } from './directory-watch.ts';
+import { isMarked, markRedis, type RedisDirectories } from './redis-directories.ts';
 import { tagsFrom, type TagPage } from './guest-tag-pages.ts';
 import type { AgentDirectories } from './service.ts';
 
 const LEASE_MS = 120_000;
 const SAVE_MS = 180_000;
+const LOOK_MS = 60_000;
 
 export interface DirectoriesParts {
   store: Pick<DomainStore, 'all' | 'byId' | 'record' | 'members' | 'onChange'>;
@@ -39,6 +42,10 @@ export interface DirectoriesParts {
   /** Of a guest here: its domain's name, and what of it is stable, packed, each once. Undefined: there is no such guest. */
   stableTags(guest: string): { domain: string; tags: Uint8Array } | undefined;
   log: Logger;
+  /** Where directories are instead, whoever made their domains. Closed with this. */
+  redis?: RedisDirectories | undefined;
+  /** Between two looks at what only the home knows of a domain in a Redis, milliseconds; 60,000 by default. */
+  lookMs?: number;
   /** After which a host that says nothing is taken out, milliseconds; 120,000 by default. */
   leaseMs?: number;
   /** Between two snapshots, milliseconds; 180,000 by default. */
@@ -54,8 +61,10 @@ interface Open {
   place: string;
   self: string;
   directory: DirectoryWatch;
-  /** Made here. */
+  /** Made here, and embedded. */
   own: PersistentDirectory | undefined;
+  /** A member's, in a Redis: where to ask whether its home has it there, too. Undefined: no need, or known. */
+  home?: RemoteDirectory | undefined;
 }
 
 export class Directories implements AgentDirectories {
@@ -67,6 +76,10 @@ export class Directories implements AgentDirectories {
   /** Never rejects. */
   #work: Promise<void> = Promise.resolve();
   #due = false;
+  #lookTimer: NodeJS.Timeout | undefined;
+  /** Never rejects. */
+  #looking: Promise<void> = Promise.resolve();
+  #lookDue = false;
   #closed = false;
 
   constructor(parts: DirectoriesParts) {
@@ -75,11 +88,12 @@ export class Directories implements AgentDirectories {
 
   /** Opens those that there are, and from now on follows the domains. Resolves when the first are there. Does not reject: what can't be opened is logged. */
   async start(): Promise<void> {
-    const { store, saveMs = SAVE_MS } = this.#parts;
+    const { store, redis, saveMs = SAVE_MS, lookMs = LOOK_MS } = this.#parts;
     store.onChange(() => this.#soon());
     this.#soon();
     await this.#work;
     this.#timer = setInterval(() => void this.save(), saveMs).unref();
+    if (redis !== undefined) this.#lookTimer = setInterval(() => this.#look(), lookMs).unref();
   }
 
   /** Undefined: there is no such domain, or its directory can't be used. @returns domain: its id; self: what this host is called there */
@@ -118,19 +132,25 @@ export class Directories implements AgentDirectories {
   async close(): Promise<void> {
     this.#closed = true;
     clearInterval(this.#timer);
+    clearInterval(this.#lookTimer);
     await this.#work;
-    for (const { own, directory } of this.#open.values()) await (own ?? directory).close();
+    for (const { own, directory, home } of this.#open.values()) {
+      await (own ?? directory).close();
+      await home?.close();
+    }
+    this.#parts.redis?.close();
+    await this.#looking;
     this.#open.clear();
   }
 
   // --- for operators
 
-  /** @throws PagetideError `PT_DOMAIN_UNKNOWN`, `PT_DOMAIN_ELSEWHERE`, `PT_NO_SPACE`, `PT_IO` */
+  /** @throws PagetideError `PT_DOMAIN_UNKNOWN`, `PT_DOMAIN_ELSEWHERE`, `PT_NO_SPACE`, `PT_IO`, `PT_PEER_UNREACHABLE` */
   async empty(domainName: string): Promise<void> {
     const record = this.#parts.store.record(domainName);
     if (record === undefined)
       throw new PagetideError('PT_DOMAIN_UNKNOWN', `there is no domain '${domainName}' on this host`);
-    await this.#own(record).empty();
+    await this.#made(record).empty();
     this.#parts.log.info({ domain: domainName }, 'emptied the directory of a domain');
   }
 
@@ -143,7 +163,8 @@ export class Directories implements AgentDirectories {
    */
   member(id: string, as: string | undefined, sender: Sender): Directory {
     const record = this.#need(id);
-    const own = this.#own(record);
+    const { own } = this.#needOpen(record);
+    if (own === undefined) throw inRedis(record.name, this.#parts.redis);
     const host = nameOf(as, sender);
     const hosts = record.grants.filter(({ state }) => state !== 'revoking').map((grant) => grant.host);
     if (host === undefined || !hosts.includes(host)) throw notGranted(host);
@@ -183,15 +204,21 @@ export class Directories implements AgentDirectories {
     return record;
   }
 
-  #own({ id, name, home }: Readonly<DomainRecord>): PersistentDirectory {
+  /** Of a domain made here. */
+  #made(record: Readonly<DomainRecord>): Directory {
+    const { own, directory } = this.#needOpen(record);
+    return own ?? directory;
+  }
+
+  #needOpen({ id, name, home }: Readonly<DomainRecord>): Open {
     if (home !== null)
       throw new PagetideError('PT_DOMAIN_ELSEWHERE', `the directory of '${name}' is at ${home.host ?? home.url}`);
-    const own = this.#open.get(id)?.own;
-    if (own === undefined)
+    const open = this.#open.get(id);
+    if (open === undefined)
       throw new PagetideError('PT_DOMAIN_UNKNOWN', `the directory of '${name}' is not open`, {
         hint: "Try again; where that does not help, the agent's log says why.",
       });
-    return own;
+    return open;
   }
 
   #soon(): void {
@@ -214,6 +241,7 @@ export class Directories implements AgentDirectories {
       this.#open.delete(id);
       // also before its folder goes
       await (open.own?.drop() ?? open.directory.close());
+      await open.home?.close();
     }
     await this.#removeRest();
     for (const record of store.all()) {
@@ -223,49 +251,104 @@ export class Directories implements AgentDirectories {
           this.#open.set(id, await this.#begin(record));
           changed = true;
         }
-        await this.#takeOut(id);
+        const own = this.#open.get(id)?.own;
+        if (own !== undefined) await this.#takeOut(id, own);
       } catch (thrown) {
         const { code, message } = asPagetideError(thrown);
         log.error({ domain: name, code }, `the directory of this domain can't be used: ${message}`);
       }
     }
+    this.#look();
     return changed;
   }
 
   async #begin(record: Readonly<DomainRecord>): Promise<Open> {
-    const { folder, identity, control, connect, leaseMs = LEASE_MS, clock, wall } = this.#parts;
+    const { folder, identity, control, connect, redis, leaseMs = LEASE_MS, clock, wall } = this.#parts;
     const { id: domain, name, home } = record;
     const log = this.#parts.log.child({ domain: name });
     const place = placeOf(record);
-    if (home !== null) {
-      const { host, url, as } = home;
-      const remote = new RemoteDirectory({ url, host, domain, as, connect });
-      return { name, place, self: as, own: undefined, directory: new DirectoryWatch(remote, host ?? url, log) };
+    const self = home?.as ?? identity ?? `unix:${control}`;
+    const remote = home === null ? undefined : new RemoteDirectory({ ...home, domain, connect });
+    if (redis !== undefined) {
+      if (home === null) await markRedis(join(folder, domain));
+      const directory = new DirectoryWatch(redis.open(domain, home === null), redis.shown, log);
+      return { name, place, self, own: undefined, directory, home: remote };
     }
+    if (remote !== undefined)
+      return { name, place, self, own: undefined, directory: new DirectoryWatch(remote, home!.host ?? home!.url, log) };
     const own = await PersistentDirectory.open({
       ...{ folder: join(folder, domain), domain, leaseMs, log },
       ...(clock === undefined ? {} : { clock }),
       ...(wall === undefined ? {} : { wall }),
     });
-    return { name, place, self: identity ?? `unix:${control}`, own, directory: new DirectoryWatch(own, null, log) };
+    return { name, place, self, own, directory: new DirectoryWatch(own, null, log) };
   }
 
-  /** Takes out who has the domain no more; also what a snapshot brought back. */
-  async #takeOut(id: string): Promise<void> {
-    const open = this.#open.get(id);
-    if (open?.own === undefined) return;
-    for (const { host } of await open.own.hosts()) {
+  /** Takes out who has the domain no more; also what a snapshot brought back, and who wrote to a Redis before it heard. */
+  async #takeOut(id: string, directory: Directory): Promise<void> {
+    for (const { host } of await directory.hosts()) {
+      const open = this.#open.get(id);
+      if (open === undefined) return;
+      // as of now: later than the answer
       const grants = this.#parts.store.byId(id)?.grants ?? [];
       if (host !== open.self && !grants.some((one) => one.host === host && one.state !== 'revoking'))
-        await open.own.removeHost(host);
+        await directory.removeHost(host);
     }
+  }
+
+  /** What a Redis can't see by itself. In the background, as it may be away: nobody's start waits for it. */
+  #look(): void {
+    if (this.#parts.redis === undefined || this.#lookDue || this.#closed) return;
+    this.#lookDue = true;
+    this.#looking = this.#looking.then(async () => {
+      this.#lookDue = false;
+      const all = [...this.#open].map(async ([id, open]) => this.#lookAt(id, open));
+      await Promise.all([...all, this.#eraseRest()]);
+    });
+  }
+
+  /** Does not reject: what fails is tried again with the next look, and the watch says so. */
+  async #lookAt(id: string, open: Open): Promise<void> {
+    const { directory, home, name } = open;
+    try {
+      if (this.#parts.store.byId(id)?.home === null) await this.#takeOut(id, directory);
+      if (home === undefined) return;
+      await home.hosts();
+      directory.mistaken(notInRedis(name));
+    } catch (thrown) {
+      if (asPagetideError(thrown).code !== 'PT_DOMAIN_ELSEWHERE') return;
+      directory.mistaken(undefined);
+    }
+  }
+
+  /** Deletes what domains made here left in the Redis, and then their folders. Does not reject. */
+  async #eraseRest(): Promise<void> {
+    const { folder, redis, log } = this.#parts;
+    for (const id of await this.#restIn(folder)) {
+      try {
+        if (!(await isMarked(join(folder, id))) || !(await redis!.erase(id))) continue;
+        await rm(join(folder, id), { recursive: true, force: true });
+      } catch (thrown) {
+        const { code, message } = asPagetideError(thrown);
+        if (!this.#closed) log.warn({ id, code }, `a domain that is gone has something left in Redis: ${message}`);
+      }
+    }
+  }
+
+  /** Folders of domains that are gone. */
+  async #restIn(folder: string): Promise<string[]> {
+    const names: string[] = await readdir(folder).catch(() => []);
+    return names.filter((name) => this.#parts.store.byId(name)?.home !== null && !this.#open.has(name));
   }
 
   /** Removes the folders of domains that are gone. */
   async #removeRest(): Promise<void> {
-    const { store, folder, log } = this.#parts;
-    for (const name of await readdir(folder).catch(() => [])) {
-      if (store.byId(name)?.home === null || this.#open.has(name)) continue;
+    const { folder, log, redis } = this.#parts;
+    for (const name of await this.#restIn(folder)) {
+      if (await isMarked(join(folder, name))) {
+        if (redis !== undefined) continue;
+        log.warn({ id: name }, 'what a domain that is gone had in a Redis stays there: none is configured any more');
+      }
       await rm(join(folder, name), { recursive: true, force: true }).catch((thrown: unknown) => {
         log.warn({ code: 'PT_IO' }, `cannot remove the directory of a domain that is gone: ${String(thrown)}`);
       });
@@ -275,6 +358,18 @@ export class Directories implements AgentDirectories {
 
 function placeOf({ home }: Readonly<DomainRecord>): string {
   return home === null ? '' : JSON.stringify([home.host, home.url, home.as]);
+}
+
+function inRedis(name: string, redis: RedisDirectories | undefined): PagetideError {
+  return new PagetideError('PT_DOMAIN_ELSEWHERE', `the directory of '${name}' is in Redis, ${redis?.shown}`, {
+    hint: 'All hosts of a domain use the same: set directory.url on this host as on the one that made the domain.',
+  });
+}
+
+function notInRedis(name: string): PagetideError {
+  return new PagetideError('PT_DOMAIN_ELSEWHERE', `the host that made '${name}' keeps its directory itself`, {
+    hint: 'All hosts of a domain use the same: set directory.url on the host that made it, or on none.',
+  });
 }
 
 function nameOf(as: string | undefined, sender: Sender): string | undefined {

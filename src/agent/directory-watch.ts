@@ -5,11 +5,11 @@ import type { Hint, HintSubject } from '../directory/hint.ts';
 import { asPagetideError, type ErrorJson, type PagetideError } from '../errors.ts';
 
 export interface DirectoryState {
-  /** The agent that has it; null: this one. */
+  /** The agent, or the Redis, that has it; null: this agent. */
   home: string | null;
   /** The last call was answered, by a refusal too; or there was none yet. */
   reachable: boolean;
-  /** Why this host's reports are not taken: `PT_SUPERSEDED`, `PT_NO_PERMISSION`, …, until one is. */
+  /** Why this host's reports are not taken: `PT_SUPERSEDED`, `PT_NO_PERMISSION`, …, until one is; or don't meet others': {@link DirectoryWatch.mistaken}. */
   error?: ErrorJson;
 }
 
@@ -19,6 +19,7 @@ export class DirectoryWatch implements Directory {
   readonly #home: string | null;
   #reachable = true;
   #error: PagetideError | undefined;
+  #mistake: PagetideError | undefined;
 
   /** @param log tells of the domain already */
   constructor(inner: Directory, home: string | null, log: Logger) {
@@ -28,8 +29,18 @@ export class DirectoryWatch implements Directory {
   }
 
   get state(): DirectoryState {
-    const error = this.#error === undefined ? {} : { error: this.#error.toJSON() };
+    const why = this.#error ?? this.#mistake;
+    const error = why === undefined ? {} : { error: why.toJSON() };
     return { home: this.#home, reachable: this.#reachable, ...error };
+  }
+
+  /** That the domain's home uses another directory; undefined: it doesn't. */
+  mistaken(mistake: PagetideError | undefined): void {
+    if (mistake !== undefined && this.#mistake === undefined) {
+      const { code, message, hint } = mistake;
+      this.#log.error({ code, hint }, message);
+    }
+    this.#mistake = mistake;
   }
 
   report(report: Report): Promise<ReportAnswer> {

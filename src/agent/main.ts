@@ -34,6 +34,7 @@ import { urlOf } from './listen-address.ts';
 import { createLogger } from './log.ts';
 import { checkRoom } from './room.ts';
 import { SharedDomains } from './shared-domains.ts';
+import { RedisDirectories } from './redis-directories.ts';
 import { Snapshots } from './snapshots.ts';
 
 /** A source that is silent for this long has given a destination up that doesn't own the guest yet, milliseconds. */
@@ -66,6 +67,8 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     const trust = config.tls === undefined ? undefined : trusted(config, config.tls, log);
     setCredentials(trust);
     undo.push(() => setCredentials(undefined));
+    const redis = redisOf(config);
+    undo.push(() => redis?.close());
     for (const folder of [config.runtimeFolder, config.memoryFolder])
       if ((await mkdir(folder, { recursive: true, mode: 0o700 })) !== undefined) made.push(folder);
     const journal = await Journal.open(config.state);
@@ -125,6 +128,7 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
         log,
       },
       leaseMs: config.directory.leaseMs,
+      redis,
       connect,
       guests: (domain) => sightings.guests(domain),
       stableTags: (guest) => sightings.stableTags(guest),
@@ -178,6 +182,12 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     for (const folder of made.reverse()) await rmdir(folder).catch(() => undefined);
     throw error;
   }
+}
+
+/** Connects in the background. @throws PagetideError `PT_BAD_CONFIG` */
+function redisOf({ directory }: AgentConfig): RedisDirectories | undefined {
+  const { url, ...rest } = directory;
+  return url === undefined ? undefined : new RedisDirectories({ ...rest, url });
 }
 
 /** The agent's certificates, once they are sure to be accepted for the URL that it will have. */

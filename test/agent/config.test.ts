@@ -1,6 +1,6 @@
 /** The configuration: what it completes, what it refuses, and that the docs name all of it. */
 import { readFileSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import t from 'tap';
 import { z } from 'zod';
 import { configSchema, guestSocketFolder, loadConfig, type ConfigHost } from '../../src/agent/config.ts';
@@ -89,6 +89,25 @@ void t.test('distribution: the peak follows the average, the budget the cache', 
   t.end();
 });
 
+void t.test('a directory in Redis: one URL, or several', (t) => {
+  const file = join(shortFolder(t), 'd.yaml');
+  const of = (text: string) => {
+    writeFileSync(file, `directory: { ${text} }`);
+    return loadConfig(file, {}, host).directory;
+  };
+  t.notOk('url' in loadConfig(undefined, {}, host).directory);
+  t.match(of('url: "rediss://h:7000", ca: ca.pem, prefix: p'), { url: ['rediss://h:7000'], ca: resolve('ca.pem') });
+  t.same(of('url: ["redis://a", "redis://b:7"]').url, ['redis://a', 'redis://b:7']);
+  for (const url of ['redis://u:geheim@h/no', 'http://u:geheim@h', 'redis://u:geheim@h?x=1'])
+    try {
+      of(`url: "${url}"`);
+      t.fail('not refused');
+    } catch (error) {
+      t.notMatch(JSON.stringify(error), /geheim/, 'no password in the refusal');
+    }
+  t.end();
+});
+
 void t.test('refused, with the field and before anything is made', (t) => {
   const folder = shortFolder(t);
   const file = join(folder, 'c.yaml');
@@ -114,6 +133,18 @@ void t.test('refused, with the field and before anything is made', (t) => {
     ],
     ['distribution: { prices: { hysteresis: 0.5 } }', /distribution\.prices\.hysteresis/],
     ['directory: { url: "http://x" }', /directory\.url: a redis/],
+    ['directory: { url: [] }', /directory\.url: a redis/],
+    ['directory: { url: "redis://h/x" }', /directory\.url: a redis/],
+    ['directory: { prefix: p }', /directory\.prefix: is of use with directory\.url/],
+    ['directory: { url: "redis://h", prefix: "{x}" }', /directory\.prefix: 30 printable/],
+    ['directory: { url: [redis://a, redis://b], cluster: false }', /directory\.cluster: several/],
+    ['directory: { url: [redis://a, rediss://b] }', /directory\.url: either all/],
+    ['directory: { url: [redis://a/1, redis://b/1] }', /directory\.url: a cluster has database 0/],
+    ['directory: { url: ["redis://u:x@a", "redis://v:x@b"] }', /directory\.url: all nodes/],
+    ['directory: { url: "redis://u:x@a", passwordFile: /p }', /directory\.passwordFile: there is a password/],
+    ['directory: { url: "redis://u@a", username: v }', /directory\.username: there is one/],
+    ['directory: { url: "rediss://a", key: /k }', /directory\.certificate: a certificate and its key/],
+    ['directory: { url: "redis://a", ca: /c }', /directory\.ca: is of use with rediss/],
     ['directory: { leaseMs: 10000, reportMs: 5000 }', /directory\.reportMs: 5000 is more than a third/],
     ['advertise: "https://x"', /needs tls/],
     ['listen: 0.0.0.0:7411', /listen: 0\.0\.0\.0 is not a loopback address/],
