@@ -36,6 +36,8 @@ async function freePort(): Promise<number> {
 export interface ServerOptions {
   args?: readonly string[];
   cluster?: boolean;
+  /** Where one ran before; otherwise any free one. */
+  port?: number;
   /** Of the plain client. */
   client?: object;
   scheme?: 'redis' | 'rediss';
@@ -47,7 +49,7 @@ export async function startRedis(t: Test, options: ServerOptions = {}): Promise<
   const { args = [], cluster = false, client: clientOptions = {}, scheme = 'redis', login = '' } = options;
   const folder = mkdtempSync(join(tmpdir(), 'pagetide-redis-'));
   for (let attempt = 0; ; attempt++) {
-    const port = await freePort();
+    const port = options.port ?? (await freePort());
     const bus = cluster ? ['--cluster-enabled', 'yes', '--cluster-port', String(await freePort())] : [];
     const own = scheme === 'rediss' ? ['--port', '0', '--tls-port', String(port)] : ['--port', String(port)];
     const child = spawn(
