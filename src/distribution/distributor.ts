@@ -340,7 +340,8 @@ export class Distributor {
   }
 
   get #nextPlan(): DomainPlan | undefined {
-    if (this.#closed.signal.aborted || this.#saved.paused || this.#isOff || this.#now() >= this.#planMs) return undefined;
+    if (this.#closed.signal.aborted || this.#saved.paused || this.#isOff || this.#now() >= this.#planMs)
+      return undefined;
     return nextPlan(this.#plans.values());
   }
 

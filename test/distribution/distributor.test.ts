@@ -91,7 +91,7 @@ void t.test('a domain that is removed while its pages flow', async (t) => {
   let open: () => void = () => undefined;
   world.bringer.gate = new Promise((resolve) => (open = resolve));
   const distributor = await world.distributor();
-  await until(() => world.bringer.errands.length === 1);
+  await until(() => world.bringer.errands.length > 0);
   t.equal(world.bringer.errands[0]!.domain.name, 'd', 'the most important first');
   const [removed] = world.domains.splice(0, 1);
   const gone = distributor.domainRemoved(removed!);
