@@ -11,7 +11,9 @@
  * was assumed before.
  */
 import { TAG_WORDS, toWords } from '../directory/tag-words.ts';
+import { TAG_BYTES } from '../pages/tags.ts';
 import { anyOf } from './importance.ts';
+import { SEGMENT_BITS, SEGMENT_MASK, SEGMENT_ROWS } from './segments.ts';
 import { TagRows } from './tag-rows.ts';
 
 /** Who holds tags, as a directory tells it: number `i` of the arrays is for tag `i`. */
@@ -31,22 +33,31 @@ export const LEAVE = 3;
 /** In the cache without distribution's doing, so not its business. */
 export const CACHED = 4;
 
+/** Rows of one segment. */
+class Segment {
+  /** Since when the tag is known, on the monotonic clock. */
+  readonly sinceMs = new Float64Array(SEGMENT_ROWS);
+  /** Sum of `logMiss` over its guests. */
+  readonly miss = new Float64Array(SEGMENT_ROWS);
+  readonly guests = new Uint32Array(SEGMENT_ROWS);
+  readonly decision = new Uint8Array(SEGMENT_ROWS);
+  readonly held = new Uint8Array(SEGMENT_ROWS);
+  readonly unpaid = new Uint8Array(SEGMENT_ROWS);
+  /** For holders: number of the first cell; 0 is none. */
+  readonly firstCell = new Uint32Array(SEGMENT_ROWS);
+}
+
+/** Cells of one segment: a holder of a row each. */
+class Cells {
+  readonly host = new Uint16Array(SEGMENT_ROWS);
+  readonly next = new Uint32Array(SEGMENT_ROWS);
+}
+
 export class DomainCandidates {
   readonly index: TagRows;
-  /** Since when the tag is known, on the monotonic clock. */
-  sinceMs: Float64Array;
-  /** Sum of `logMiss` over its guests. */
-  miss: Float64Array;
-  guests: Uint32Array;
-  /** A decision, from {@link SKIP} on. */
-  decision: Uint8Array;
-  held: Uint8Array;
-  unpaid: Uint8Array;
-  /** For holders: number of the first cell; 0 is none. */
-  #firstCell: Uint32Array;
-  #cellHost = new Uint16Array(1024);
-  #cellNext = new Uint32Array(1024);
-  #cells = 1;
+  readonly #segments: Segment[] = [];
+  readonly #cells: Cells[] = [new Cells()];
+  #cellCount = 1;
   /** Hosts by number, as cells name them. */
   readonly hosts: string[] = [];
   readonly #numbers = new Map<string, number>();
@@ -54,14 +65,6 @@ export class DomainCandidates {
   /** @param room rows expected */
   constructor(room: number) {
     this.index = new TagRows(room);
-    const { capacity } = this.index;
-    this.sinceMs = new Float64Array(capacity);
-    this.miss = new Float64Array(capacity);
-    this.guests = new Uint32Array(capacity);
-    this.decision = new Uint8Array(capacity);
-    this.held = new Uint8Array(capacity);
-    this.unpaid = new Uint8Array(capacity);
-    this.#firstCell = new Uint32Array(capacity);
   }
 
   get size(): number {
@@ -70,45 +73,72 @@ export class DomainCandidates {
 
   /** That any guest with it comes here within the horizon. */
   likelihood(row: number): number {
-    return anyOf(this.miss[row]!);
+    return anyOf(this.#of(row).miss[row & SEGMENT_MASK]!);
+  }
+
+  sinceMs(row: number): number {
+    return this.#of(row).sinceMs[row & SEGMENT_MASK]!;
+  }
+
+  guests(row: number): number {
+    return this.#of(row).guests[row & SEGMENT_MASK]!;
+  }
+
+  /** A decision, from {@link SKIP} on. */
+  decision(row: number): number {
+    return this.#of(row).decision[row & SEGMENT_MASK]!;
+  }
+
+  decide(row: number, decision: number): void {
+    this.#of(row).decision[row & SEGMENT_MASK] = decision;
+  }
+
+  isHeld(row: number): boolean {
+    return this.#of(row).held[row & SEGMENT_MASK] === 1;
+  }
+
+  isUnpaid(row: number): boolean {
+    return this.#of(row).unpaid[row & SEGMENT_MASK] === 1;
+  }
+
+  setUnpaid(row: number): void {
+    this.#of(row).unpaid[row & SEGMENT_MASK] = 1;
+  }
+
+  /** This host holds the page of the row. */
+  setHeld(row: number, unpaid: boolean): void {
+    const segment = this.#of(row);
+    segment.held[row & SEGMENT_MASK] = 1;
+    segment.unpaid[row & SEGMENT_MASK] = unpaid ? 1 : 0;
+  }
+
+  /** What the directory does not tell. @param miss `logMiss` of all its guests */
+  setGuests(row: number, guests: number, miss: number): void {
+    const segment = this.#of(row);
+    segment.guests[row & SEGMENT_MASK] = guests;
+    segment.miss[row & SEGMENT_MASK] = miss;
   }
 
   /** The row of a tag, which is made where there is none. `before`: the table of the plan before. */
   row(words: Uint32Array, at: number, nowMs: number, before: DomainCandidates | undefined): number {
-    const known = this.index.find(words, at);
-    if (known >= 0) return known;
-    const row = this.index.add(words, at);
-    if (this.index.capacity > this.miss.length) this.#grow();
-    const old = before?.index.find(words, at) ?? -1;
-    this.sinceMs[row] = old < 0 ? nowMs : before!.sinceMs[old]!;
+    const found = this.index.findOrAdd(words, at);
+    if (found >= 0) return found;
+    const row = ~found;
+    if (row >>> SEGMENT_BITS === this.#segments.length) this.#segments.push(new Segment());
+    // a directory tells in much the same order as the last time
+    const old = before?.index.findNear(row, words, at) ?? -1;
+    this.#of(row).sinceMs[row & SEGMENT_MASK] = old < 0 ? nowMs : before!.sinceMs(old);
     return row;
-  }
-
-  /** `host` has the page of the row. */
-  addHolder(row: number, host: string): void {
-    let number = this.#numbers.get(host);
-    if (number === undefined) {
-      this.#numbers.set(host, (number = this.hosts.length));
-      this.hosts.push(host);
-    }
-    for (let cell = this.#firstCell[row]!; cell !== 0; cell = this.#cellNext[cell]!)
-      if (this.#cellHost[cell] === number) return;
-    if (this.#cells === this.#cellHost.length) {
-      const host = new Uint16Array(2 * this.#cells);
-      host.set(this.#cellHost);
-      this.#cellHost = host;
-      const next = new Uint32Array(2 * this.#cells);
-      next.set(this.#cellNext);
-      this.#cellNext = next;
-    }
-    this.#cellHost[this.#cells] = number;
-    this.#cellNext[this.#cells] = this.#firstCell[row]!;
-    this.#firstCell[row] = this.#cells++;
   }
 
   /** Calls back with the number of each host that has the page. */
   eachHolder(row: number, callback: (host: number) => void): void {
-    for (let cell = this.#firstCell[row]!; cell !== 0; cell = this.#cellNext[cell]!) callback(this.#cellHost[cell]!);
+    let cell = this.#of(row).firstCell[row & SEGMENT_MASK]!;
+    while (cell !== 0) {
+      const cells = this.#cells[cell >>> SEGMENT_BITS]!;
+      callback(cells.host[cell & SEGMENT_MASK]!);
+      cell = cells.next[cell & SEGMENT_MASK]!;
+    }
   }
 
   /**
@@ -125,41 +155,43 @@ export class DomainCandidates {
   ): Generator<void, void> {
     const words = toWords(tags);
     const misses = holders.hosts.map(missOf);
+    const numbers = holders.hosts.map((host) => this.#number(host));
     for (let i = 0; i < words.length / TAG_WORDS; i++) {
       if (i % 512 === 511) yield;
       const row = this.row(words, i * TAG_WORDS, nowMs, before);
       // given twice, as it left and came back: the later answer counts
-      this.#firstCell[row] = 0;
-      this.guests[row] = holders.guests[i]!;
+      this.#of(row).firstCell[row & SEGMENT_MASK] = 0;
       let sum = 0;
       for (let at = holders.first[i]!; at < holders.first[i + 1]!; at++) {
         const host = holders.host[at]!;
         sum += misses[host]! * holders.held[at]!;
-        this.addHolder(row, holders.hosts[host]!);
+        this.#addHolder(row, numbers[host]!);
       }
-      this.miss[row] = sum;
+      this.setGuests(row, holders.guests[i]!, sum);
     }
   }
 
   /**
-   * A guest's own tags: its likelihood takes the place of its host's share. Calls `alone` with those that have no row: whoever calls finds out
+   * A guest's own tags: its likelihood takes the place of its host's share. Returns those that have no row, as words: whoever calls finds out
    * whether a guest here has them.
    */
-  *addGuest(
-    tags: Uint8Array,
-    miss: number,
-    hostMiss: number,
-    alone: (words: Uint32Array, at: number) => void,
-  ): Generator<void, void> {
-    const words = toWords(tags);
-    for (let i = 0; i < words.length / TAG_WORDS; i++) {
-      if (i % 512 === 511) yield;
-      const at = i * TAG_WORDS;
-      const row = this.index.find(words, at);
-      if (row < 0) alone(words, at);
-      // the host may not have told of it yet: then there is no share to take out, and none below what the guest alone gives
-      else this.miss[row] = Math.min(miss, this.miss[row]! - hostMiss + miss);
+  *addGuest(tags: Uint8Array, miss: number, hostMiss: number): Generator<void, Uint32Array<ArrayBuffer>> {
+    const alone = new Uint32Array(tags.length / 4);
+    let end = 0;
+    for (let from = 0; from < tags.length; from += 512 * TAG_BYTES) {
+      const words = toWords(tags.subarray(from, from + 512 * TAG_BYTES));
+      for (let at = 0; at < words.length; at += TAG_WORDS) {
+        const row = this.index.find(words, at);
+        if (row < 0) for (let word = 0; word < TAG_WORDS; word++) alone[end++] = words[at + word]!;
+        else {
+          const { miss: sums } = this.#of(row);
+          // the host may not have told of it yet: then there is no share to take out, and none below what the guest alone gives
+          sums[row & SEGMENT_MASK] = Math.min(miss, sums[row & SEGMENT_MASK]! - hostMiss + miss);
+        }
+      }
+      yield;
     }
+    return alone.subarray(0, end);
   }
 
   /** A page of guests by name that the directory has no record of. */
@@ -172,23 +204,37 @@ export class DomainCandidates {
     before: DomainCandidates | undefined,
   ): void {
     const row = this.row(words, at, nowMs, before);
-    this.guests[row]!++;
-    this.miss[row]! += miss;
-    this.addHolder(row, host);
+    this.#of(row).guests[row & SEGMENT_MASK]!++;
+    this.#of(row).miss[row & SEGMENT_MASK]! += miss;
+    this.#addHolder(row, this.#number(host));
   }
 
-  #grow(): void {
-    const { capacity } = this.index;
-    const grown = <T extends { set(from: T): void }>(into: T, from: T): T => {
-      into.set(from);
-      return into;
-    };
-    this.sinceMs = grown(new Float64Array(capacity), this.sinceMs);
-    this.miss = grown(new Float64Array(capacity), this.miss);
-    this.guests = grown(new Uint32Array(capacity), this.guests);
-    this.decision = grown(new Uint8Array(capacity), this.decision);
-    this.held = grown(new Uint8Array(capacity), this.held);
-    this.unpaid = grown(new Uint8Array(capacity), this.unpaid);
-    this.#firstCell = grown(new Uint32Array(capacity), this.#firstCell);
+  #of(row: number): Segment {
+    return this.#segments[row >>> SEGMENT_BITS]!;
+  }
+
+  #number(host: string): number {
+    let number = this.#numbers.get(host);
+    if (number === undefined) {
+      this.#numbers.set(host, (number = this.hosts.length));
+      this.hosts.push(host);
+    }
+    return number;
+  }
+
+  #addHolder(row: number, host: number): void {
+    const { firstCell } = this.#of(row);
+    const first = firstCell[row & SEGMENT_MASK]!;
+    for (let cell = first; cell !== 0;) {
+      const cells = this.#cells[cell >>> SEGMENT_BITS]!;
+      if (cells.host[cell & SEGMENT_MASK] === host) return;
+      cell = cells.next[cell & SEGMENT_MASK]!;
+    }
+    const cell = this.#cellCount++;
+    if (cell >>> SEGMENT_BITS === this.#cells.length) this.#cells.push(new Cells());
+    const cells = this.#cells[cell >>> SEGMENT_BITS]!;
+    cells.host[cell & SEGMENT_MASK] = host;
+    cells.next[cell & SEGMENT_MASK] = first;
+    firstCell[row & SEGMENT_MASK] = cell;
   }
 }

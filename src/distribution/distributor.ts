@@ -26,27 +26,25 @@ import type { PageCache } from '../pages/cache.ts';
 import { MOST_QUERY_TAGS } from '../directory/directory.ts';
 import type { Manifest } from '../pages/manifest.ts';
 import type { ResidentIndex } from '../pages/resident.ts';
-import { TAG_WORDS, toWords } from '../directory/tag-words.ts';
-import { ABSENT, BROUGHT, FULL, STOPPED, type Bringer, type ErrandResult, type Surroundings } from './bringing.ts';
-import { KEEP, SKIP } from './candidates.ts';
+import type { Bringer, ErrandResult, Surroundings } from './bringing.ts';
 import { systemClock, type Clock } from './clock.ts';
 import { explainPages } from './explain-pages.ts';
 import { readHeld, writeHeld } from './held-file.ts';
 import { HELD_BYTES, HeldPages } from './held-pages.ts';
-import { hintText, type DistributionInfo, type DistributionSettings, type HostExplanation } from './info.ts';
+import { HINTS_MS, watchHints } from './hint-watch.ts';
+import type { DistributionInfo, DistributionSettings, HostExplanation } from './info.ts';
 import { makeErrand, MOST_ERRAND, nextPlan, type RowErrand } from './make-errand.ts';
 import { makePlan, type DomainPlan } from './planner.ts';
 import { readSettings, writeSettings, type SavedSettings } from './saved-settings.ts';
-import { pageClassOf, Score } from './score.ts';
+import { Score } from './score.ts';
 import { serveArrival } from './serve-arrival.ts';
 import { shrinkTo } from './shrink.ts';
 import { statusOf } from './status.ts';
+import { takeErrand } from './take-errand.ts';
 import type { Rates } from './token-bucket.ts';
 import { checkRates } from './wire-cost.ts';
 import { WireMeans } from './wire-means.ts';
 
-/** Between two looks at the hints, milliseconds. */
-export const HINTS_MS = 10_000;
 /** Between two writings of what is held, milliseconds. */
 export const SAVE_MS = 60_000;
 /** Errands under way at once: the next is made while one is, so that its end is no pause. */
@@ -125,7 +123,11 @@ export class Distributor {
     }
     this.#savedChanges = this.#held.changes;
     this.#loop = this.#run();
-    void this.#watchHints();
+    void watchHints({
+      ...{ plans: () => this.#plans.values(), around: this.#parts.around, clock: this.#clock, log },
+      ...{ signal: this.#closed.signal, changed: () => this.nudge() },
+      isIdle: () => this.#saved.paused || this.#isOff,
+    });
   }
 
   /** Stops what is on its way, and keeps what is held. Idempotent. */
@@ -338,7 +340,8 @@ export class Distributor {
   }
 
   get #nextPlan(): DomainPlan | undefined {
-    if (this.#closed.signal.aborted || this.#saved.paused || this.#isOff || this.#now() >= this.#planMs) return undefined;
+    if (this.#closed.signal.aborted || this.#saved.paused || this.#isOff || this.#now() >= this.#planMs)
+      return undefined;
     return nextPlan(this.#plans.values());
   }
 
@@ -363,61 +366,19 @@ export class Distributor {
         this.#totals.wrongPages += pages;
         log.warn({ domain: plan.domain.name, url, pages }, 'pages that were to be brought are not what their tags say');
       }
-      if (!plan.gone) this.#take(errand, result);
+      this.#take(errand, result);
     } finally {
       this.#errands.delete(under);
     }
   }
 
   /** What became of an errand. */
-  #take({ plan, rows, tags }: RowErrand, { outcome, wireBytes, unreachable }: ErrandResult): void {
-    const { domain, table } = plan;
-    const words = toWords(tags);
-    let brought = 0;
-    let full = false;
-    for (const [i, row] of rows.entries()) {
-      // by a pause, another budget, or the end: a plan comes before anything else is brought
-      if (outcome[i] === STOPPED) continue;
-      table.decision[row] = SKIP;
-      if (outcome[i] === ABSENT) this.#totals.absentPages++;
-      if (outcome[i] === FULL) full = true;
-      if (outcome[i] !== BROUGHT) continue;
-      table.decision[row] = KEEP;
-      const bytes = wireBytes[i]!;
-      const page = {
-        domain: domain.id,
-        guests: table.guests[row]!,
-        likelihood: table.likelihood(row),
-        wireBytes: bytes,
-      };
-      this.#held.add(words, i * TAG_WORDS, page, this.#now());
-      this.#score.brought(domain.name, pageClassOf(page.guests), bytes);
-      this.#means.brought(domain.id, bytes);
-      this.#totals.broughtBytes += bytes;
-      brought++;
-    }
-    this.#totals.broughtPages += brought;
-    // no holder there now, or no room: the next plan knows more
-    if (full || (brought === 0 && unreachable.length > 0)) plan.clear();
-  }
-
-  async #watchHints(): Promise<void> {
-    const { around, log } = this.#parts;
-    const { signal } = this.#closed;
-    while (!signal.aborted) {
-      await this.#clock.wait(HINTS_MS, signal);
-      if (this.#saved.paused || this.#isOff) continue;
-      for (const plan of [...this.#plans.values()]) {
-        const place = around.directory(plan.domain.name);
-        if (place === undefined || signal.aborted) continue;
-        try {
-          const hints = await place.directory.hints(place.domain);
-          if (textOf(hints) !== textOf(plan.hints) && !plan.gone) this.nudge();
-        } catch (error) {
-          log.debug({ domain: plan.domain.name }, `the directory is away: ${asPagetideError(error).message}`);
-        }
-      }
-    }
+  #take(errand: RowErrand, result: ErrandResult): void {
+    takeErrand(errand, result, {
+      ...{ held: this.#held, score: this.#score, means: this.#means, totals: this.#totals, nowMs: this.#now() },
+      // else one that is stopped again and again for a reason that nobody here knows would go round for ever
+      putsBack: this.#saved.paused || this.#planMs <= this.#now(),
+    });
   }
 
   async #shrink(): Promise<void> {
@@ -472,8 +433,4 @@ export class Distributor {
       this.#parts.log.warn({ code }, `what distribution holds is not kept: ${message}`);
     }
   }
-}
-
-function textOf(hints: DomainPlan['hints']): string {
-  return hints.map(hintText).sort().join('\n');
 }

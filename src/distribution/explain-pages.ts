@@ -49,8 +49,8 @@ export async function explainPages(task: ExplainTask): Promise<HostExplanation> 
     const at = i * TAG_WORDS;
     const row = plan?.table.index.find(words, at) ?? -1;
     const own = held.find(task.domain, words, at);
-    const brought = own >= 0 && held.state[own] === HELD && present[i] === 1;
-    const queued = row >= 0 && plan!.table.decision[row] === BRING && present[i] !== 1;
+    const brought = own >= 0 && held.state(own) === HELD && present[i] === 1;
+    const queued = row >= 0 && plan!.decision(row) === BRING && present[i] !== 1;
     sum.guests += here[i]!;
     sum.cache += present[i]!;
     if (brought) sum.brought++;
@@ -75,31 +75,30 @@ function decide(
   row: number,
   { brought, here, cached }: { brought: boolean; here: boolean; cached: boolean },
 ): [DecisionCount['decision'], PageReason] {
-  const table = task.plan?.table;
-  if (row >= 0 && table!.decision[row] === LEAVE && !brought) return ['leave', reasonOf(task, row)];
+  if (row >= 0 && task.plan!.decision(row) === LEAVE && !brought) return ['leave', reasonOf(task, row)];
   if (brought) return ['keep', 'important'];
   if (here) return ['skip', 'a guest has it'];
   if (cached) return ['skip', 'in the cache anyway'];
   if (row < 0) return ['skip', 'unknown'];
   // one that was to be kept and is gone: the cache evicted it since
-  if (table!.decision[row] === BRING || table!.decision[row] === KEEP) return ['bring', 'important'];
+  if (task.plan!.decision(row) === BRING || task.plan!.decision(row) === KEEP) return ['bring', 'important'];
   return ['skip', reasonOf(task, row)];
 }
 
 function reasonOf(task: ExplainTask, row: number): PageReason {
-  if (task.plan!.table.unpaid[row] === 1) return 'never paid';
+  if (task.plan!.table.isUnpaid(row)) return 'never paid';
   const { expected, cost } = figuresOf(task, row, -1);
   return expected >= cost ? 'no room in the budget' : 'not worth its cost';
 }
 
 function figuresOf(task: ExplainTask, row: number, own: number): { wire: number; expected: number; cost: number } {
   const { plan, held, score, settings } = task;
-  const wire = own < 0 ? task.wireMean : held.wireBytes[own]!;
+  const wire = own < 0 ? task.wireMean : held.wireBytes(own);
   const cost = HELD_BYTES * settings.prices.hold + wire * settings.prices.bring;
   if (row < 0) return { wire, expected: 0, cost };
   const { table } = plan!;
-  const stable = stability(task.nowMs - table.sinceMs[row]!, settings.horizonMs, SHARED_LIFE_MS);
-  const factor = score.factor(plan!.domain.name, own < 0 ? pageClassOf(table.guests[row]!) : held.classOf(own));
+  const stable = stability(task.nowMs - table.sinceMs(row), settings.horizonMs, SHARED_LIFE_MS);
+  const factor = score.factor(plan!.domain.name, own < 0 ? pageClassOf(table.guests(row)) : held.classOf(own));
   return { wire, expected: table.likelihood(row) * stable * wire * factor, cost };
 }
 

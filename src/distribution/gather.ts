@@ -38,7 +38,7 @@ export interface GatherTask {
   nowMs: () => number;
   turns: Turns;
   /** A guest's tags could not be had. */
-  missed(guest: string, host: string, error: Error): void;
+  missed: (guest: string, host: string, error: Error) => void;
 }
 
 interface NamedGuest {
@@ -86,10 +86,9 @@ export async function gather(task: GatherTask): Promise<Gathered> {
   } while (cursor !== undefined);
   for await (const { guest, member, tags } of namedGuests(task, list, members)) {
     const miss = logMiss(likelihood(guest, member.host));
-    const alone = new WordList();
-    await turns.run(table.addGuest(tags, miss, missOf(member.host), (words, at) => alone.push(words, at)));
-    for (let from = 0; from < alone.count && complete; from += ASKED) {
-      const words = alone.slice(from, from + ASKED);
+    const alone = await turns.run(table.addGuest(tags, miss, missOf(member.host)));
+    for (let from = 0; from < alone.length && complete; from += ASKED * TAG_WORDS) {
+      const words = alone.slice(from, from + ASKED * TAG_WORDS);
       if (table.size + words.length / TAG_WORDS > task.room) complete = false;
       else await addAlone(task, table, words, member.host, miss, now);
     }
@@ -101,7 +100,7 @@ export async function gather(task: GatherTask): Promise<Gathered> {
 async function addAlone(
   { place, before, turns }: GatherTask,
   table: DomainCandidates,
-  words: Uint32Array,
+  words: Uint32Array<ArrayBuffer>,
   host: string,
   miss: number,
   nowMs: number,
@@ -159,27 +158,5 @@ async function* namedGuests(
     const answers = await Promise.all(members.map(async (member) => ask(member, hint.guest)));
     const named = answers.find((answer) => answer !== undefined);
     if (named !== undefined) yield named;
-  }
-}
-
-/** Tags as words, one after the other. */
-class WordList {
-  count = 0;
-  #words = new Uint32Array(1024 * TAG_WORDS);
-
-  push(words: Uint32Array, at: number): void {
-    const end = this.count * TAG_WORDS;
-    if (end === this.#words.length) {
-      const grown = new Uint32Array(2 * end);
-      grown.set(this.#words);
-      this.#words = grown;
-    }
-    for (let word = 0; word < TAG_WORDS; word++) this.#words[end + word] = words[at + word]!;
-    this.count++;
-  }
-
-  /** A copy. */
-  slice(from: number, end: number): Uint32Array<ArrayBuffer> {
-    return new Uint32Array(this.#words.subarray(from * TAG_WORDS, Math.min(end, this.count) * TAG_WORDS));
   }
 }

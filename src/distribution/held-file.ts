@@ -94,7 +94,7 @@ function rowsFrom(pages: HeldPages, from: number, nowMs: number): Buffer {
   const piece = Buffer.alloc((end - from) * ROW);
   let at = 0;
   for (let row = from; row < end; row++) {
-    if (pages.state[row] === FREE) continue;
+    if (pages.state(row) === FREE) continue;
     const kept = pages.keptRow(row, nowMs);
     piece.set(pages.index.tagsOf([row]), at);
     piece.writeUInt32LE(kept.domain, at + 16);

@@ -13,6 +13,7 @@
  */
 import { toWords, TAG_WORDS } from '../directory/tag-words.ts';
 import { neverPaid, PAGE_CLASSES, pageClassOf, type PageClass } from './score.ts';
+import { SEGMENT_BITS, SEGMENT_MASK, SEGMENT_ROWS } from './segments.ts';
 import { TagRows } from './tag-rows.ts';
 
 /** Bytes of cache that a page takes. */
@@ -56,23 +57,28 @@ interface DomainCount {
   arrivals: number;
 }
 
+/** Rows of one segment. */
+class Segment {
+  readonly state = new Uint8Array(SEGMENT_ROWS);
+  readonly domain = new Uint32Array(SEGMENT_ROWS);
+  /** Of what was brought: when, on the monotonic clock; of what never paid: when that was found. */
+  readonly sinceMs = new Float64Array(SEGMENT_ROWS);
+  /** The domain's arrivals then. */
+  readonly start = new Int32Array(SEGMENT_ROWS);
+  readonly likelihood = new Float32Array(SEGMENT_ROWS);
+  /** Since when no directory tells of it; 0: it does. */
+  readonly unlistedMs = new Float64Array(SEGMENT_ROWS);
+  readonly guests = new Uint32Array(SEGMENT_ROWS);
+  readonly wireBytes = new Uint16Array(SEGMENT_ROWS);
+  readonly served = new Uint16Array(SEGMENT_ROWS);
+  readonly class = new Uint8Array(SEGMENT_ROWS);
+  /** 1: a guest that it served is here, and would give it to others. */
+  readonly resident = new Uint8Array(SEGMENT_ROWS);
+}
+
 export class HeldPages {
   readonly index = new TagRows();
-  state = new Uint8Array(this.index.capacity);
-  domain = new Uint32Array(this.index.capacity);
-  /** Of what was brought: when, on the monotonic clock; of what never paid: when that was found. */
-  sinceMs = new Float64Array(this.index.capacity);
-  /** The domain's arrivals then. */
-  start = new Int32Array(this.index.capacity);
-  likelihood = new Float32Array(this.index.capacity);
-  /** Since when no directory tells of it; 0: it does. */
-  unlistedMs = new Float64Array(this.index.capacity);
-  guests = new Uint32Array(this.index.capacity);
-  wireBytes = new Uint16Array(this.index.capacity);
-  served = new Uint16Array(this.index.capacity);
-  class = new Uint8Array(this.index.capacity);
-  /** 1: a guest that it served is here, and would give it to others. */
-  resident = new Uint8Array(this.index.capacity);
+  readonly #segments: Segment[] = [];
   /** Rows that remember what never paid. */
   unpaid = 0;
   /** Grows with each change that is worth keeping. */
@@ -105,23 +111,72 @@ export class HeldPages {
   /** Row of a tag of the domain; -1: it is neither held nor remembered. */
   find(domain: number, words: Uint32Array, at: number): number {
     const row = this.index.find(words, at);
-    return row >= 0 && this.domain[row] === domain ? row : -1;
+    return row >= 0 && this.domain(row) === domain ? row : -1;
+  }
+
+  /** {@link FREE} and so on. */
+  state(row: number): number {
+    return this.#segment(row).state[row & SEGMENT_MASK]!;
+  }
+
+  /** Number of its domain. */
+  domain(row: number): number {
+    return this.#segment(row).domain[row & SEGMENT_MASK]!;
+  }
+
+  guests(row: number): number {
+    return this.#segment(row).guests[row & SEGMENT_MASK]!;
+  }
+
+  wireBytes(row: number): number {
+    return this.#segment(row).wireBytes[row & SEGMENT_MASK]!;
+  }
+
+  /** That any guest comes with it, as the last plan took it. */
+  likelihood(row: number): number {
+    return this.#segment(row).likelihood[row & SEGMENT_MASK]!;
+  }
+
+  sinceMs(row: number): number {
+    return this.#segment(row).sinceMs[row & SEGMENT_MASK]!;
+  }
+
+  isResident(row: number): boolean {
+    return this.#segment(row).resident[row & SEGMENT_MASK] === 1;
+  }
+
+  /** The directory tells of it, and so of no guest here: the one that it served has left again. */
+  listed(row: number, likelihood: number): void {
+    const segment = this.#segment(row);
+    const at = row & SEGMENT_MASK;
+    segment.unlistedMs[at] = 0;
+    segment.resident[at] = 0;
+    segment.likelihood[at] = likelihood;
+  }
+
+  /** The directory does not tell of it; returns since when, on the monotonic clock. */
+  unlisted(row: number, nowMs: number): number {
+    const { unlistedMs } = this.#segment(row);
+    const at = row & SEGMENT_MASK;
+    if (unlistedMs[at] === 0) unlistedMs[at] = Math.max(nowMs, Number.MIN_VALUE);
+    return unlistedMs[at]!;
   }
 
   isUnpaid(row: number): boolean {
-    if (this.state[row] === UNPAID) return true;
-    return neverPaid(this.arrivals(this.domain[row]!) - this.start[row]!, this.served[row]!);
+    const { state, start, served, domain } = this.#segment(row);
+    const at = row & SEGMENT_MASK;
+    return state[at] === UNPAID || neverPaid(this.arrivals(domain[at]!) - start[at]!, served[at]!);
   }
 
   classOf(row: number): PageClass {
-    return PAGE_CLASSES[this.class[row]!]!;
+    return PAGE_CLASSES[this.#segment(row).class[row & SEGMENT_MASK]!]!;
   }
 
   /** The page at word `at` was brought. One that is held already stays as it is; one that was remembered is held anew. */
   add(words: Uint32Array, at: number, page: HeldPage, nowMs: number): void {
     const known = this.index.find(words, at);
     if (known >= 0) {
-      if (this.state[known] === HELD) return;
+      if (this.state(known) === HELD) return;
       this.drop(known);
     }
     this.#put(
@@ -138,33 +193,37 @@ export class HeldPages {
   }
 
   keptRow(row: number, nowMs: number): KeptRow {
+    const segment = this.#segment(row);
+    const at = row & SEGMENT_MASK;
     return {
-      state: this.state[row] === UNPAID ? UNPAID : HELD,
-      domain: this.domain[row]!,
-      guests: this.guests[row]!,
-      likelihood: this.likelihood[row]!,
-      wireBytes: this.wireBytes[row]!,
-      ageMs: Math.max(0, nowMs - this.sinceMs[row]!),
-      arrivals: this.arrivals(this.domain[row]!) - this.start[row]!,
-      served: this.served[row]!,
+      state: segment.state[at] === UNPAID ? UNPAID : HELD,
+      domain: segment.domain[at]!,
+      guests: segment.guests[at]!,
+      likelihood: segment.likelihood[at]!,
+      wireBytes: segment.wireBytes[at]!,
+      ageMs: Math.max(0, nowMs - segment.sinceMs[at]!),
+      arrivals: this.arrivals(segment.domain[at]!) - segment.start[at]!,
+      served: segment.served[at]!,
       class: this.classOf(row),
     };
   }
 
   /** It served an arriving guest; returns the bytes that saved. */
   serve(row: number): number {
-    if (this.served[row]! < 0xffff) this.served[row]!++;
-    this.resident[row] = 1;
+    const { served, resident } = this.#segment(row);
+    const at = row & SEGMENT_MASK;
+    if (served[at]! < 0xffff) served[at]!++;
+    resident[at] = 1;
     this.changes++;
-    return this.wireBytes[row]!;
+    return this.wireBytes(row);
   }
 
   /** It leaves, or was evicted: no longer held. One that never paid is remembered. */
   leave(row: number, nowMs: number): void {
     if (this.isUnpaid(row) && this.unpaid < MOST_UNPAID) {
       this.#uncount(row);
-      this.state[row] = UNPAID;
-      this.sinceMs[row] = nowMs;
+      this.#segment(row).state[row & SEGMENT_MASK] = UNPAID;
+      this.#segment(row).sinceMs[row & SEGMENT_MASK] = nowMs;
       this.unpaid++;
       this.changes++;
     } else this.drop(row);
@@ -173,7 +232,7 @@ export class HeldPages {
   /** Takes a row out. */
   drop(row: number): void {
     this.#uncount(row);
-    this.state[row] = FREE;
+    this.#segment(row).state[row & SEGMENT_MASK] = FREE;
     this.index.remove(row);
     this.changes++;
   }
@@ -183,7 +242,7 @@ export class HeldPages {
     this.#domains.delete(domain);
     for (let row = 0; row < this.index.rows; row++) {
       if (row % 4096 === 4095) yield;
-      if (this.state[row] !== FREE && this.domain[row] === domain) this.drop(row);
+      if (this.state(row) !== FREE && this.domain(row) === domain) this.drop(row);
     }
   }
 
@@ -193,33 +252,35 @@ export class HeldPages {
     const forMs = this.unpaid > MOST_UNPAID / 2 ? UNPAID_MS / 4 : UNPAID_MS;
     for (let row = 0; row < this.index.rows; row++) {
       if (row % 4096 === 4095) yield;
-      if (this.state[row] === UNPAID && nowMs - this.sinceMs[row]! >= forMs) this.drop(row);
+      if (this.state(row) === UNPAID && nowMs - this.sinceMs(row) >= forMs) this.drop(row);
     }
   }
 
-  #put(words: Uint32Array, at: number, page: KeptRow, nowMs: number): void {
-    const row = this.index.add(words, at);
-    if (this.index.capacity > this.state.length) this.#grow();
+  #put(words: Uint32Array, word: number, page: KeptRow, nowMs: number): void {
+    const row = this.index.add(words, word);
+    if (row >>> SEGMENT_BITS === this.#segments.length) this.#segments.push(new Segment());
+    const segment = this.#segment(row);
+    const at = row & SEGMENT_MASK;
     const count = this.#of(page.domain);
-    this.state[row] = page.state;
-    this.domain[row] = page.domain;
-    this.sinceMs[row] = nowMs - page.ageMs;
-    this.start[row] = count.arrivals - page.arrivals;
-    this.likelihood[row] = page.likelihood;
-    this.unlistedMs[row] = 0;
-    this.guests[row] = page.guests;
-    this.wireBytes[row] = Math.min(MOST_WIRE, page.wireBytes);
-    this.served[row] = page.served;
-    this.class[row] = PAGE_CLASSES.indexOf(page.class);
-    this.resident[row] = 0;
+    segment.state[at] = page.state;
+    segment.domain[at] = page.domain;
+    segment.sinceMs[at] = nowMs - page.ageMs;
+    segment.start[at] = count.arrivals - page.arrivals;
+    segment.likelihood[at] = page.likelihood;
+    segment.unlistedMs[at] = 0;
+    segment.guests[at] = page.guests;
+    segment.wireBytes[at] = Math.min(MOST_WIRE, page.wireBytes);
+    segment.served[at] = page.served;
+    segment.class[at] = PAGE_CLASSES.indexOf(page.class);
+    segment.resident[at] = 0;
     if (page.state === HELD) count.held++;
     else this.unpaid++;
     this.changes++;
   }
 
   #uncount(row: number): void {
-    if (this.state[row] === UNPAID) this.unpaid--;
-    const count = this.state[row] === HELD ? this.#domains.get(this.domain[row]!) : undefined;
+    if (this.state(row) === UNPAID) this.unpaid--;
+    const count = this.state(row) === HELD ? this.#domains.get(this.domain(row)) : undefined;
     if (count !== undefined && count.held > 0) count.held--;
   }
 
@@ -229,23 +290,8 @@ export class HeldPages {
     return count;
   }
 
-  #grow(): void {
-    const { capacity } = this.index;
-    const grown = <T extends { set(from: T): void }>(into: T, from: T): T => {
-      into.set(from);
-      return into;
-    };
-    this.state = grown(new Uint8Array(capacity), this.state);
-    this.domain = grown(new Uint32Array(capacity), this.domain);
-    this.sinceMs = grown(new Float64Array(capacity), this.sinceMs);
-    this.start = grown(new Int32Array(capacity), this.start);
-    this.likelihood = grown(new Float32Array(capacity), this.likelihood);
-    this.unlistedMs = grown(new Float64Array(capacity), this.unlistedMs);
-    this.guests = grown(new Uint32Array(capacity), this.guests);
-    this.wireBytes = grown(new Uint16Array(capacity), this.wireBytes);
-    this.served = grown(new Uint16Array(capacity), this.served);
-    this.class = grown(new Uint8Array(capacity), this.class);
-    this.resident = grown(new Uint8Array(capacity), this.resident);
+  #segment(row: number): Segment {
+    return this.#segments[row >>> SEGMENT_BITS]!;
   }
 }
 

@@ -217,7 +217,7 @@ export function* choosing(pages: Candidates, budget: number, prices: Prices = PR
     if (pages.held[at] !== 1) bring[brought++] = at;
   }
   const leave = yield* leaving(pages, chosen, prices);
-  return { bring: bring.slice(0, brought), leave, chosen, bytes };
+  return { bring: bring.subarray(0, brought), leave, chosen, bytes };
 }
 
 /** Why {@link choose} decided as it did about the page at index `at`. */
@@ -262,7 +262,10 @@ function isWorth(pages: Candidates, at: number, prices: Prices): boolean {
 function* leaving(pages: Candidates, chosen: Uint8Array, prices: Prices): Generator<void, Uint32Array> {
   const held = new Uint32Array(chosen.length);
   let count = 0;
-  for (let i = 0; i < chosen.length; i++) if (pages.held[i] === 1 && chosen[i] === 0) held[count++] = i;
+  for (let i = 0; i < chosen.length; i++) {
+    if (i % PIECE === PIECE - 1) yield;
+    if (pages.held[i] === 1 && chosen[i] === 0) held[count++] = i;
+  }
   const keys = new Uint32Array(count);
   for (let nth = 0; nth < count; nth++) {
     if (nth % PIECE === PIECE - 1) yield;

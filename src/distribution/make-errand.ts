@@ -70,7 +70,7 @@ export async function makeErrand(
         continue;
       }
     }
-    table.decision[row] = SKIP;
+    table.decide(row, SKIP);
   }
   return {
     ...{ plan, rows, domain, urls, tags: wanted.slice(0, rows.length * TAG_WORDS * 4) },

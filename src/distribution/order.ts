@@ -25,7 +25,10 @@ export function* ascendingInPieces(keys: Uint32Array): Generator<void, Uint32Arr
   const count = keys.length;
   let order = new Uint32Array(count);
   let next = new Uint32Array(count);
-  for (let i = 0; i < count; i++) order[i] = i;
+  for (let i = 0; i < count; i++) {
+    if (i % PIECE === PIECE - 1) yield;
+    order[i] = i;
+  }
   const ends = new Uint32Array(BUCKETS + 1);
   for (let shift = 0; shift < 32; shift += BITS) {
     ends.fill(0);

@@ -19,7 +19,7 @@ import { BRING, CACHED, DomainCandidates, KEEP, LEAVE, SKIP } from './candidates
 import { gather, MOST_CANDIDATES } from './gather.ts';
 import { HELD, HELD_BYTES, UNPAID, type HeldPages } from './held-pages.ts';
 import type { Hint } from '../directory/hint.ts';
-import { choosing, logMiss, SHARED_LIFE_MS, stability, type Candidates } from './importance.ts';
+import { choosing, importance, logMiss, SHARED_LIFE_MS, stability, type Candidates } from './importance.ts';
 import type { DistributionSettings } from './info.ts';
 import { Turns } from './pieces.ts';
 import { pageClassOf, type PageClass, type Score } from './score.ts';
@@ -27,6 +27,7 @@ import { WireMeans } from './wire-means.ts';
 
 /** So long a held page stays as it was when its directory stops telling of it. */
 export const LINGER_MS = 10 * 60_000;
+/** Rows between two looks at the time; whole segments of a table have a multiple of it. */
 const SOME = 1024;
 
 /** What a plan says of one domain. */
@@ -38,6 +39,7 @@ export class DomainPlan {
   at = 0;
   /** The domain is no more. */
   gone = false;
+  #cleared = false;
 
   readonly domain: Domain;
   readonly table: DomainCandidates;
@@ -58,8 +60,28 @@ export class DomainPlan {
 
   /** Nothing more is brought until the next plan. */
   clear(): void {
-    for (let nth = this.at; nth < this.queue.length; nth++) this.table.decision[this.queue[nth]!] = SKIP;
+    this.#cleared = true;
     this.at = this.queue.length;
+  }
+
+  /** What it says about a row of the table now. */
+  decision(row: number): number {
+    const decision = this.table.decision(row);
+    return decision === BRING && this.#cleared ? SKIP : decision;
+  }
+
+  /**
+   * Rows that were taken off the queue and not brought come first again, unless it was cleared. They find room before {@link at}, as all
+   * there were taken.
+   */
+  putBack(rows: readonly number[]): void {
+    if (this.#cleared) return;
+    // those of one errand are about as important as the next one is
+    const importance = this.importance[Math.min(this.at, this.queue.length - 1)]!;
+    for (const row of rows.toReversed()) {
+      this.queue[--this.at] = row;
+      this.importance[this.at] = Math.max(importance, this.importance[this.at]!);
+    }
   }
 }
 
@@ -74,6 +96,8 @@ export interface PlannerParts {
   unixMs: () => number;
   /** Candidates of one plan at most. */
   most?: number;
+  /** For tests, which watch how long it goes without a look at the time. */
+  turns?: Turns;
 }
 
 export interface Planned {
@@ -92,7 +116,7 @@ export interface Planned {
 
 /** One making of a plan. */
 class Making {
-  readonly turns = new Turns();
+  readonly turns: Turns;
   readonly fresh: DomainPlan[] = [];
   readonly old: DomainPlan[] = [];
   readonly #parts: PlannerParts;
@@ -101,6 +125,7 @@ class Making {
 
   constructor(parts: PlannerParts) {
     this.#parts = parts;
+    this.turns = parts.turns ?? new Turns();
     this.#now = parts.nowMs();
     this.planned = {
       ...{ plans: new Map<number, DomainPlan>(), candidates: 0, chosen: 0, bring: 0, leaving: 0, evicted: 0 },
@@ -140,24 +165,21 @@ class Making {
     const { held, cache } = this.#parts;
     await this.turns.run(held.forget(this.#now));
     const byDomain = new Map(this.fresh.map((plan) => [plan.domain.id, plan]));
-    const rows: number[] = [];
+    const present = new Uint8Array(SOME);
     for (let from = 0; from < held.index.rows; from += SOME) {
       await this.turns.next();
-      rows.length = 0;
-      for (let row = from; row < Math.min(held.index.rows, from + SOME); row++)
-        if (held.state[row] === HELD) rows.push(row);
-      const tags = held.index.tagsOf(rows);
-      const present = new Uint8Array(rows.length);
-      cache.has(tags, present);
-      const words = new Uint32Array(tags.buffer);
-      for (const [i, row] of rows.entries()) {
-        if (present[i] !== 1) {
+      const words = held.index.wordsFrom(from, SOME);
+      cache.has(bytesOf(words), present.fill(0));
+      for (let at = 0; at < words.length; at += TAG_WORDS) {
+        const row = from + at / TAG_WORDS;
+        if (held.state(row) !== HELD) continue;
+        if (present[row - from] !== 1) {
           held.leave(row, this.#now);
           this.planned.evicted++;
           continue;
         }
-        const plan = byDomain.get(held.domain[row]!);
-        if (plan !== undefined) this.#takeRow(plan.table, row, words, i * TAG_WORDS);
+        const plan = byDomain.get(held.domain(row));
+        if (plan !== undefined) this.#takeRow(plan.table, row, words, at);
       }
     }
   }
@@ -166,41 +188,31 @@ class Making {
     const { held } = this.#parts;
     const listed = table.index.find(words, at);
     if (listed >= 0) {
-      held.unlistedMs[heldRow] = 0;
-      // no guest here has it, says the directory: so the one that it served has left again
-      held.resident[heldRow] = 0;
-      held.likelihood[heldRow] = table.likelihood(listed);
-      table.held[listed] = 1;
-      table.unpaid[listed] = held.isUnpaid(heldRow) ? 1 : 0;
+      held.listed(heldRow, table.likelihood(listed));
+      table.setHeld(listed, held.isUnpaid(heldRow));
       return;
     }
-    if (held.unlistedMs[heldRow] === 0) held.unlistedMs[heldRow] = Math.max(this.#now, Number.MIN_VALUE);
-    const lingers = this.#now - held.unlistedMs[heldRow]! < LINGER_MS;
-    const row = table.row(words, at, held.sinceMs[heldRow]!, undefined);
-    table.held[row] = 1;
-    table.unpaid[row] = held.isUnpaid(heldRow) ? 1 : 0;
-    table.guests[row] = held.guests[heldRow]!;
-    table.miss[row] = lingers ? logMiss(held.likelihood[heldRow]!) : 0;
+    const lingers = this.#now - held.unlisted(heldRow, this.#now) < LINGER_MS;
+    const row = table.row(words, at, held.sinceMs(heldRow), undefined);
+    table.setHeld(row, held.isUnpaid(heldRow));
+    table.setGuests(row, held.guests(heldRow), lingers ? logMiss(held.likelihood(heldRow)) : 0);
   }
 
   /** Marks pages that never paid, and those that are in the cache anyway. */
   async mark(): Promise<void> {
     const { held, cache } = this.#parts;
+    const present = new Uint8Array(SOME);
     for (const { domain, table } of this.fresh) {
-      const rows: number[] = [];
       for (let from = 0; from < table.index.rows; from += SOME) {
         await this.turns.next();
-        rows.length = 0;
-        for (let row = from; row < Math.min(table.index.rows, from + SOME); row++)
-          if (table.held[row] !== 1) rows.push(row);
-        const tags = table.index.tagsOf(rows);
-        const present = new Uint8Array(rows.length);
-        cache.has(tags, present);
-        const words = new Uint32Array(tags.buffer);
-        for (const [i, row] of rows.entries()) {
-          if (present[i] === 1) table.decision[row] = CACHED;
-          const known = held.unpaid === 0 ? -1 : held.find(domain.id, words, i * TAG_WORDS);
-          if (known >= 0 && held.state[known] === UNPAID) table.unpaid[row] = 1;
+        const words = table.index.wordsFrom(from, SOME);
+        cache.has(bytesOf(words), present.fill(0));
+        for (let at = 0; at < words.length; at += TAG_WORDS) {
+          const row = from + at / TAG_WORDS;
+          if (table.isHeld(row)) continue;
+          if (present[row - from] === 1) table.decide(row, CACHED);
+          const known = held.unpaid === 0 ? -1 : held.find(domain.id, words, at);
+          if (known >= 0 && held.state(known) === UNPAID) table.setUnpaid(row);
         }
       }
     }
@@ -221,7 +233,7 @@ class Making {
       const { table } = this.fresh[plan[i]!]!;
       const wanted = choice.chosen[i] === 1;
       const decision = pages.held[i] === 1 ? (wanted ? KEEP : LEAVE) : wanted ? BRING : SKIP;
-      table.decision[row[i]!] = decision;
+      table.decide(row[i]!, decision);
       if (wanted) this.planned.chosen++;
       if (decision === BRING) counts[plan[i]!]!++;
     }
@@ -253,23 +265,25 @@ class Making {
       };
       for (let at = 0; at < table.index.rows; at++) {
         if (at % SOME === SOME - 1) await this.turns.next();
-        if (table.decision[at] === CACHED) continue;
-        table.index.copy(at, tag, 0);
-        const own = table.held[at] === 1 ? held.find(domain.id, tag, 0) : -1;
+        if (table.decision(at) === CACHED) continue;
+        const isHeld = table.isHeld(at);
+        if (isHeld) table.index.copy(at, tag, 0);
+        const own = isHeld ? held.find(domain.id, tag, 0) : -1;
         // it left while this was planned
-        if (table.held[at] === 1 && (own < 0 || held.state[own] !== HELD)) continue;
-        const bytes = own < 0 ? mean : held.wireBytes[own]!;
+        if (isHeld && (own < 0 || held.state(own) !== HELD)) continue;
+        const bytes = own < 0 ? mean : held.wireBytes(own);
+        const guests = table.guests(at);
         plan[count] = number;
         row[count] = at;
-        pages.guests[count] = table.guests[at]!;
+        pages.guests[count] = guests;
         pages.likelihood[count] = table.likelihood(at);
-        pages.stability[count] = stability(this.#now - table.sinceMs[at]!, settings.horizonMs, SHARED_LIFE_MS);
+        pages.stability[count] = stability(this.#now - table.sinceMs(at), settings.horizonMs, SHARED_LIFE_MS);
         pages.wireBytes[count] = bytes;
         pages.bringBytes[count] = bytes;
-        pages.score[count] = factorOf(own < 0 ? pageClassOf(table.guests[at]!) : held.classOf(own));
+        pages.score[count] = factorOf(own < 0 ? pageClassOf(guests) : held.classOf(own));
         pages.holdBytes[count] = HELD_BYTES;
-        pages.held[count] = table.held[at]!;
-        pages.unpaid[count] = table.unpaid[at]!;
+        pages.held[count] = isHeld ? 1 : 0;
+        pages.unpaid[count] = table.isUnpaid(at) ? 1 : 0;
         count++;
       }
     }
@@ -292,13 +306,13 @@ class Making {
       made.queue = new Uint32Array(counts[number]!);
       made.importance = new Float32Array(counts[number]!);
     }
-    for (const [nth, at] of bring.entries()) {
+    for (let nth = 0; nth < bring.length; nth++) {
       if (nth % SOME === SOME - 1) await this.turns.next();
+      const at = bring[nth]!;
       const made = this.fresh[plan[at]!]!;
       const end = ends[plan[at]!]!++;
       made.queue[end] = row[at]!;
-      const expected = pages.likelihood[at]! * pages.stability[at]! * pages.wireBytes[at]! * pages.score[at]!;
-      made.importance[end] = expected / (pages.holdBytes[at]! * prices.hold + pages.bringBytes[at]! * prices.bring);
+      made.importance[end] = importance(pages, at, prices);
     }
   }
 
@@ -314,7 +328,7 @@ class Making {
         const { domain, table } = this.fresh[plan[at]!]!;
         table.index.copy(row[at]!, words, left * TAG_WORDS);
         const own = held.find(domain.id, words, left * TAG_WORDS);
-        if (own < 0 || held.state[own] !== HELD) continue;
+        if (own < 0 || held.state(own) !== HELD) continue;
         held.leave(own, this.#now);
         left++;
       }
@@ -322,6 +336,10 @@ class Making {
       this.planned.leaving += left;
     }
   }
+}
+
+function bytesOf(words: Uint32Array): Uint8Array {
+  return new Uint8Array(words.buffer, words.byteOffset, words.byteLength);
 }
 
 /**

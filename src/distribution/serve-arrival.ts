@@ -34,7 +34,7 @@ export async function serveArrival(
     for (let i = 0; i < present.length; i++) {
       if (present[i] !== 1) continue;
       const row = held.find(domain.id, words, i * TAG_WORDS);
-      if (row < 0 || held.state[row] !== HELD || held.resident[row] === 1) continue;
+      if (row < 0 || held.state(row) !== HELD || held.isResident(row)) continue;
       const bytes = held.serve(row);
       score.served(domain.name, held.classOf(row), bytes);
       sum.pages++;

@@ -17,12 +17,12 @@ export async function shrinkTo(
   if (held.bytes <= budgetBytes) return 0;
   const turns = new Turns();
   const rows: number[] = [];
-  for (let row = 0; row < held.index.rows; row++) if (held.state[row] === HELD) rows.push(row);
+  for (let row = 0; row < held.index.rows; row++) if (held.state(row) === HELD) rows.push(row);
   const keys = new Uint32Array(rows.length);
   for (const [i, row] of rows.entries()) {
     if (i % 4096 === 4095) await turns.next();
-    const wire = held.wireBytes[row]!;
-    const worth = (held.likelihood[row]! * wire) / (HELD_BYTES * prices.hold + wire * prices.bring);
+    const wire = held.wireBytes(row);
+    const worth = (held.likelihood(row) * wire) / (HELD_BYTES * prices.hold + wire * prices.bring);
     keys[i] = rankKey(worth, held.isUnpaid(row));
   }
   const order = await turns.run(ascendingInPieces(keys));
@@ -32,7 +32,7 @@ export async function shrinkTo(
     if (left % 64 === 63) await turns.next();
     const row = rows[nth]!;
     // gone meanwhile; its row may be another page's, that is as good as any other then
-    if (held.state[row] !== HELD) continue;
+    if (held.state(row) !== HELD) continue;
     cache.setValue(held.index.tagsOf([row]), 0);
     held.leave(row, nowMs);
     left++;

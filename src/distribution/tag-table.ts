@@ -12,8 +12,12 @@
  *
  * *Told* and *gone* are the reported state. An entry's number is the same as long as it isn't free. No object an entry; what isn't used any more is
  * used again, and no memory given back before the guest goes.
+ *
+ * It grows without a pause: entries by a segment (segments.ts; the first begins small, as most guests are), and the hash linearly (Litwin, 1980): a
+ * new entry that makes more than two a chain divides one chain, the next in turn, so no insertion moves more than that chain.
  */
 import { hashTag, TAG_WORDS } from '../directory/tag-words.ts';
+import { SEGMENT_BITS, SEGMENT_MASK, SEGMENT_ROWS } from './segments.ts';
 
 export const EntryState = {
   Free: 0,
@@ -29,22 +33,49 @@ export type EntryState = (typeof EntryState)[keyof typeof EntryState];
 const SEED = 0x51ab1e;
 const LEAST = 64;
 
+/** Entries of one segment. */
+class Segment {
+  readonly words: Uint32Array;
+  readonly frames: Uint32Array;
+  readonly since: Uint32Array;
+  readonly next: Uint32Array;
+  readonly states: Uint8Array;
+
+  /** @param from a smaller one to begin with */
+  constructor(length: number, from?: Segment) {
+    this.words = new Uint32Array(length * TAG_WORDS);
+    this.frames = new Uint32Array(length);
+    this.since = new Uint32Array(length);
+    this.next = new Uint32Array(length);
+    this.states = new Uint8Array(length);
+    if (from === undefined) return;
+    this.words.set(from.words);
+    this.frames.set(from.frames);
+    this.since.set(from.since);
+    this.next.set(from.next);
+    this.states.set(from.states);
+  }
+}
+
 export class TagTable {
   /** Entries in each state but Free. */
   readonly counts = [0, 0, 0, 0];
   /** Entry 0 is none. */
   #used = 1;
   #free = 0;
-  #words = new Uint32Array(LEAST * TAG_WORDS);
-  #frames = new Uint32Array(LEAST);
-  #since = new Uint32Array(LEAST);
-  #next = new Uint32Array(LEAST);
-  #states = new Uint8Array(LEAST);
-  #heads = new Uint32Array(LEAST);
+  readonly #segments = [new Segment(LEAST)];
+  /** First entries of chains: by the hash below 2 × {@link #level}, or below {@link #level} where that chain isn't there yet. */
+  readonly #heads = [new Uint32Array(LEAST)];
+  /** A power of two: chains that there were before those were divided whose turn has come. */
+  #level = LEAST / 2;
+  #chains = LEAST / 2;
+  /** Entries that there is room for. */
+  #capacity = LEAST;
 
   /** Of memory. */
   get bytes(): number {
-    return this.#frames.length * (4 * TAG_WORDS + 13) + this.#heads.byteLength;
+    const heads = this.#heads.reduce((sum, { byteLength }) => sum + byteLength, 0);
+    return this.#capacity * (4 * TAG_WORDS + 13) + heads;
   }
 
   /** Tags held. */
@@ -69,26 +100,35 @@ export class TagTable {
 
   /** The entry of the tag at word `at`; 0: none. */
   find(words: Uint32Array, at: number): number {
-    let entry = this.#heads[this.#home(words, at)]!;
-    while (entry !== 0 && !this.#isTag(entry, words, at)) entry = this.#next[entry]!;
+    let entry = this.#head(this.#chain(words, at));
+    while (entry !== 0 && !this.isTag(entry, words, at)) entry = this.#next(entry);
     return entry;
   }
 
   isTag(entry: number, words: Uint32Array, at: number): boolean {
-    return this.#isTag(entry, words, at);
+    const own = (entry & SEGMENT_MASK) * TAG_WORDS;
+    const tags = this.#of(entry).words;
+    return (
+      tags[own] === words[at] &&
+      tags[own + 1] === words[at + 1] &&
+      tags[own + 2] === words[at + 2] &&
+      tags[own + 3] === words[at + 3]
+    );
   }
 
   isTold(entry: number): boolean {
-    return (this.#states[entry]! & 1) === 1;
+    return (this.#state(entry) & 1) === 1;
   }
 
   /** One more frame has the tag at word `at`, unchanged since `since`; returns its entry. */
   hold(words: Uint32Array, at: number, since: number): number {
     const found = this.find(words, at);
     const entry = found !== 0 ? found : this.#insert(words, at);
-    if (this.#frames[entry] === 0) this.#since[entry] = since;
-    this.#frames[entry]!++;
-    const state = this.#states[entry];
+    const segment = this.#of(entry);
+    const own = entry & SEGMENT_MASK;
+    if (segment.frames[own] === 0) segment.since[own] = since;
+    segment.frames[own]!++;
+    const state = segment.states[own];
     if (state === EntryState.Free) this.#become(entry, EntryState.Untold);
     else if (state === EntryState.Gone) this.#become(entry, EntryState.Told);
     return entry;
@@ -96,16 +136,17 @@ export class TagTable {
 
   /** One frame less has it. */
   release(entry: number): void {
-    if (--this.#frames[entry]! > 0) return;
-    if (this.#states[entry] === EntryState.Told) this.#become(entry, EntryState.Gone);
+    if (--this.#of(entry).frames[entry & SEGMENT_MASK]! > 0) return;
+    if (this.#state(entry) === EntryState.Told) this.#become(entry, EntryState.Gone);
     else this.#remove(entry);
   }
 
   /** No frame has any. */
   releaseAll(): void {
     for (let entry = 1; entry < this.#used; entry++) {
-      if (this.#frames[entry] === 0) continue;
-      this.#frames[entry] = 1;
+      const { frames } = this.#of(entry);
+      if (frames[entry & SEGMENT_MASK] === 0) continue;
+      frames[entry & SEGMENT_MASK] = 1;
       this.release(entry);
     }
   }
@@ -113,8 +154,9 @@ export class TagTable {
   /** Nothing is told any more. */
   untell(): void {
     for (let entry = 1; entry < this.#used; entry++) {
-      if (this.#states[entry] === EntryState.Told) this.#become(entry, EntryState.Untold);
-      else if (this.#states[entry] === EntryState.Gone) this.#remove(entry);
+      const state = this.#state(entry);
+      if (state === EntryState.Told) this.#become(entry, EntryState.Untold);
+      else if (state === EntryState.Gone) this.#remove(entry);
     }
   }
 
@@ -122,11 +164,14 @@ export class TagTable {
   tell(state: typeof EntryState.Untold | typeof EntryState.Gone, most: number): Uint8Array {
     const count = Math.min(most, this.counts[state]!);
     const packed = new Uint32Array(count * TAG_WORDS);
-    for (let i = 0, entry = 0; i < count; i++) {
-      entry = this.#states.indexOf(state, entry + 1);
-      this.#copy(entry, packed, i);
-      if (state === EntryState.Untold) this.#become(entry, EntryState.Told);
-      else this.#remove(entry);
+    for (let number = 0, i = 0; i < count; number++) {
+      const { states } = this.#segments[number]!;
+      for (let own = states.indexOf(state); own >= 0 && i < count; own = states.indexOf(state, own + 1)) {
+        const entry = (number << SEGMENT_BITS) + own;
+        this.#copy(entry, packed, i++);
+        if (state === EntryState.Untold) this.#become(entry, EntryState.Told);
+        else this.#remove(entry);
+      }
     }
     return new Uint8Array(packed.buffer);
   }
@@ -136,88 +181,115 @@ export class TagTable {
     const packed = new Uint32Array(this.held * TAG_WORDS);
     const since = new Uint32Array(this.held);
     for (let entry = 1, i = 0; entry < this.#used; entry++) {
-      if (this.#frames[entry] === 0) continue;
+      const segment = this.#of(entry);
+      if (segment.frames[entry & SEGMENT_MASK] === 0) continue;
       this.#copy(entry, packed, i);
-      since[i++] = this.#since[entry]!;
+      since[i++] = segment.since[entry & SEGMENT_MASK]!;
     }
     return { tags: new Uint8Array(packed.buffer), since };
   }
 
+  #of(entry: number): Segment {
+    return this.#segments[entry >>> SEGMENT_BITS]!;
+  }
+
+  #state(entry: number): number {
+    return this.#of(entry).states[entry & SEGMENT_MASK]!;
+  }
+
+  #next(entry: number): number {
+    return this.#of(entry).next[entry & SEGMENT_MASK]!;
+  }
+
   #copy(entry: number, into: Uint32Array, index: number): void {
-    for (let i = 0; i < TAG_WORDS; i++) into[index * TAG_WORDS + i] = this.#words[entry * TAG_WORDS + i]!;
+    const { words } = this.#of(entry);
+    const own = (entry & SEGMENT_MASK) * TAG_WORDS;
+    for (let i = 0; i < TAG_WORDS; i++) into[index * TAG_WORDS + i] = words[own + i]!;
   }
 
   #become(entry: number, state: EntryState): void {
-    this.counts[this.#states[entry]!]!--;
+    this.counts[this.#state(entry)]!--;
     this.counts[state]!++;
-    this.#states[entry] = state;
+    this.#of(entry).states[entry & SEGMENT_MASK] = state;
   }
 
   #insert(words: Uint32Array, at: number): number {
     let entry = this.#free;
-    if (entry !== 0) this.#free = this.#next[entry]!;
+    if (entry !== 0) this.#free = this.#next(entry);
     else {
-      if (this.#used === this.#frames.length) this.#grow();
+      if (this.#used === this.#capacity) this.#makeRoom();
       entry = this.#used++;
     }
-    for (let i = 0; i < TAG_WORDS; i++) this.#words[entry * TAG_WORDS + i] = words[at + i]!;
-    this.#link(entry);
+    const segment = this.#of(entry);
+    const own = (entry & SEGMENT_MASK) * TAG_WORDS;
+    for (let i = 0; i < TAG_WORDS; i++) segment.words[own + i] = words[at + i]!;
+    this.#link(entry, this.#chain(words, at));
+    // entries that are used, free ones left out, are in the chains
+    if (this.held + this.counts[EntryState.Gone]! > 2 * this.#chains) this.#divide();
     return entry;
   }
 
   #remove(entry: number): void {
-    const home = this.#home(this.#words, entry * TAG_WORDS);
-    const next = this.#next[entry]!;
-    if (this.#heads[home] === entry) this.#heads[home] = next;
+    const { words, next } = this.#of(entry);
+    const own = entry & SEGMENT_MASK;
+    const chain = this.#chain(words, own * TAG_WORDS);
+    let before = this.#head(chain);
+    if (before === entry) this.#setHead(chain, next[own]!);
     else {
-      let before = this.#heads[home]!;
-      while (this.#next[before] !== entry) before = this.#next[before]!;
-      this.#next[before] = next;
+      while (this.#next(before) !== entry) before = this.#next(before);
+      this.#of(before).next[before & SEGMENT_MASK] = next[own]!;
     }
     this.#become(entry, EntryState.Free);
-    this.#next[entry] = this.#free;
+    next[own] = this.#free;
     this.#free = entry;
   }
 
-  #link(entry: number): void {
-    const home = this.#home(this.#words, entry * TAG_WORDS);
-    this.#next[entry] = this.#heads[home]!;
-    this.#heads[home] = entry;
+  #link(entry: number, chain: number): void {
+    this.#of(entry).next[entry & SEGMENT_MASK] = this.#head(chain);
+    this.#setHead(chain, entry);
   }
 
-  #home(words: Uint32Array, at: number): number {
-    return hashTag(words, at, SEED) & (this.#heads.length - 1);
+  #head(chain: number): number {
+    return this.#heads[chain >>> SEGMENT_BITS]![chain & SEGMENT_MASK]!;
   }
 
-  #isTag(entry: number, words: Uint32Array, at: number): boolean {
-    const own = entry * TAG_WORDS;
-    const tags = this.#words;
-    return (
-      tags[own] === words[at] &&
-      tags[own + 1] === words[at + 1] &&
-      tags[own + 2] === words[at + 2] &&
-      tags[own + 3] === words[at + 3]
-    );
+  #setHead(chain: number, entry: number): void {
+    this.#heads[chain >>> SEGMENT_BITS]![chain & SEGMENT_MASK] = entry;
   }
 
-  /** By a quarter, as all of it is memory for the guest's whole life; no entry is free then. */
-  #grow(): void {
-    const length = Math.ceil(this.#frames.length * 1.25);
-    this.#words = grown(this.#words, length * TAG_WORDS);
-    this.#frames = grown(this.#frames, length);
-    this.#since = grown(this.#since, length);
-    this.#next = grown(this.#next, length);
-    const states = new Uint8Array(length);
-    states.set(this.#states);
-    this.#states = states;
-    if (length <= 2 * this.#heads.length) return;
-    this.#heads = new Uint32Array(2 * this.#heads.length);
-    for (let entry = 1; entry < this.#used; entry++) this.#link(entry);
+  /** The chain of the tag at word `at`. */
+  #chain(words: Uint32Array, at: number): number {
+    const hash = hashTag(words, at, SEED);
+    const chain = hash & (2 * this.#level - 1);
+    return chain < this.#chains ? chain : hash & (this.#level - 1);
   }
-}
 
-function grown(old: Uint32Array, length: number): Uint32Array<ArrayBuffer> {
-  const larger = new Uint32Array(length);
-  larger.set(old);
-  return larger;
+  /** One more chain, from entries of the one whose turn it is. */
+  #divide(): void {
+    const added = this.#chains;
+    const divided = added - this.#level;
+    const number = added >>> SEGMENT_BITS;
+    const heads = this.#heads[number];
+    if (heads === undefined) this.#heads.push(new Uint32Array(SEGMENT_ROWS));
+    else if ((added & SEGMENT_MASK) === heads.length) {
+      this.#heads[number] = new Uint32Array(2 * heads.length);
+      this.#heads[number].set(heads);
+    }
+    this.#chains++;
+    let entry = this.#head(divided);
+    this.#setHead(divided, 0);
+    while (entry !== 0) {
+      const next = this.#next(entry);
+      this.#link(entry, this.#chain(this.#of(entry).words, (entry & SEGMENT_MASK) * TAG_WORDS));
+      entry = next;
+    }
+    if (this.#chains === 2 * this.#level) this.#level = this.#chains;
+  }
+
+  #makeRoom(): void {
+    const first = this.#segments[0]!;
+    if (this.#capacity < SEGMENT_ROWS) this.#segments[0] = new Segment(2 * this.#capacity, first);
+    else this.#segments.push(new Segment(SEGMENT_ROWS));
+    this.#capacity = this.#capacity < SEGMENT_ROWS ? 2 * this.#capacity : this.#capacity + SEGMENT_ROWS;
+  }
 }

@@ -91,7 +91,7 @@ void t.test('a domain that is removed while its pages flow', async (t) => {
   let open: () => void = () => undefined;
   world.bringer.gate = new Promise((resolve) => (open = resolve));
   const distributor = await world.distributor();
-  await until(() => world.bringer.errands.length === 1);
+  await until(() => world.bringer.errands.length > 0);
   t.equal(world.bringer.errands[0]!.domain.name, 'd', 'the most important first');
   const [removed] = world.domains.splice(0, 1);
   const gone = distributor.domainRemoved(removed!);
@@ -146,14 +146,14 @@ void t.test('pause, rates and budget outlive a restart, and what is held', async
   const first = await world.distributor();
   await began(first);
   await first.pause();
-  await first.setRates({ average: 5000, peak: 6000 });
+  await first.setRates({ average: 200_000, peak: 400_000 });
   await first.setBudget(30 * PAGE);
   t.equal(first.status().state, 'paused');
   await world.like('d', tagsOf(...range(101, 20)), { a: 2, b: 2 });
   await first.close();
   const second = await world.distributor();
-  t.match(second.status(), { state: 'paused', heldPages: 20, budgetBytes: 30 * PAGE, rates: { average: 5000 } });
-  t.same(world.bringer.rates, { average: 5000, peak: 6000 });
+  t.match(second.status(), { state: 'paused', heldPages: 20, budgetBytes: 30 * PAGE, rates: { average: 200_000 } });
+  t.same(world.bringer.rates, { average: 200_000, peak: 400_000 });
   t.equal(second.status().domains[0]!.spentBytes, 40_000);
   const { length } = world.bringer.errands;
   await second.resume();
@@ -183,6 +183,8 @@ void t.test('paused while pages flow', async (t) => {
   t.equal(distributor.status().state, 'bringing');
   await distributor.pause();
   t.equal(distributor.status().state, 'paused');
+  await until(() => distributor.status().queuedPages === 20);
+  t.equal((await distributor.explain('d', tagsOf(1, 20))).queued, 2, 'the errand is in the queue again');
   world.bringer.gate = undefined;
   await distributor.resume();
   await until(() => distributor.status().heldPages === 20);

@@ -54,7 +54,7 @@ void t.test('what never paid is remembered for a day', (t) => {
   held.leave(held.find(1, words, 0), 10);
   held.leave(held.find(1, words, 4), 10);
   t.same([held.count(), held.unpaid, held.find(1, words, 4)], [0, 1, -1]);
-  t.equal(held.state[held.find(1, words, 0)], UNPAID);
+  t.equal(held.state(held.find(1, words, 0)), UNPAID);
   finish(held.forget(10 + UNPAID_MS - 1));
   t.equal(held.unpaid, 1);
   finish(held.forget(10 + UNPAID_MS));
@@ -93,7 +93,7 @@ void t.test('the file: as it was, or not at all', async (t) => {
   t.equal(back.count(), 4999);
   for (const at of [0, 8, 4999 * 4])
     t.same(back.keptRow(back.find(1, words, at), 100), held.keptRow(held.find(1, words, at), 5000));
-  t.equal(back.state[back.find(1, words, 0)], HELD);
+  t.equal(back.state(back.find(1, words, 0)), HELD);
   t.equal(back.keptRow(back.find(1, words, 0), 100).ageMs, 4000, 'the time between is not counted');
   const whole = await readFile(path);
   for (const torn of [whole.subarray(0, 20), whole.subarray(0, -1), Buffer.alloc(0), Buffer.alloc(100, 'x')]) {

@@ -165,9 +165,8 @@ export class World {
     this.#sequences.set(host, sequence);
     const change = { domain, guest, added: tags, removed: new Uint8Array() };
     const report = { host, epoch: this.#epoch, sequence, begins: sequence === 1, changes: [change] };
-    const { state, wanted } = await this.directory.report(report);
+    const { state } = await this.directory.report(report);
     if (state !== 'applied') throw new Error('not applied');
-    void wanted;
   }
 
   /** Every host answers what it is asked: that each tag is held by one of its guests where it told so. */
