@@ -2,9 +2,9 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { startCluster, type NetnsCluster } from '../netns-cluster/cluster.ts';
 import { parseBitRate } from '../netns-cluster/network.ts';
-import { controlOf } from './control.ts';
+import { scoreOf } from './control.ts';
 import { fleetOf, startFleet } from './fleet.ts';
-import { everyGuest, NativeArm, thereAndBack } from './moves.ts';
+import { everyGuest, NativeArm, thereAndBack, warmUp } from './moves.ts';
 import { Stage } from './stage.ts';
 import {
   type Arm,
@@ -21,7 +21,8 @@ const MINUTE_MS = 60_000;
 /** Of the guest that the sweeps move. */
 const SWEPT: FleetGuest = { name: 'like-1', kind: 'like', home: 0, to: 2 };
 /** Plans follow each other soon: what is measured is not how long they are waited for. */
-const PLAN_MS = 5000;
+const PLAN_MS = 3000;
+const REPORT_MS = 2000;
 
 /** Ends the cluster with the work, however that ends, and on Ctrl-C and SIGTERM. */
 async function withHosts<T>(setup: Setup, work: (cluster: NetnsCluster) => Promise<T>): Promise<T> {
@@ -37,10 +38,13 @@ async function withHosts<T>(setup: Setup, work: (cluster: NetnsCluster) => Promi
       {
         hosts: 3,
         rate: link,
+        offload: setup.offload,
         config: () => ({
           // what a guest leaves behind here must not help it when it comes back
           cache: { size: setup.cache, history: 0 },
-          ...(setup.arms.length > 1 ? { distribution: { average, peak, intervalMs: PLAN_MS } } : {}),
+          distribution: { average, peak, intervalMs: PLAN_MS },
+          // reports likewise: each move is preceded by a pass of its own
+          directory: { leaseMs: 60_000, reportMs: REPORT_MS },
         }),
       },
       (early) => (closing = early),
@@ -54,16 +58,14 @@ async function withHosts<T>(setup: Setup, work: (cluster: NetnsCluster) => Promi
 
 export const GIGABIT = parseBitRate('1gbit');
 
-/** @param warmups rounds before those that count: the agents' code is compiled while they run */
+/** One guest moves by each mode before anything counts: the agents' code is compiled while it does. */
 export function runExperiment(
   setup: Setup,
   rounds: number,
   progress: (text: string) => void,
-  warmups = 1,
 ): Promise<Experiment> {
   return withHosts(setup, async (cluster) => {
     const stage = await Stage.open(cluster, setup, progress);
-    // before anything else: there is nothing to measure where agents don't distribute
     await stage.pause();
     await stage.phase('guests start', () => startFleet(stage.hosts, setup, progress));
     const native = setup.native
@@ -74,22 +76,18 @@ export function runExperiment(
     const budget: Point[] = [];
     const fade: Point[] = [];
     try {
-      for (let round = -warmups; round < rounds; round++) {
+      await stage.phase('warming up', () => warmUp(stage, SWEPT));
+      for (let round = 0; round < rounds; round++) {
         const arms = round % 2 === 0 ? setup.arms : [...setup.arms].reverse();
-        const made: OwnMove[] = [];
-        const moved: OtherMove[] = [];
-        for (const arm of arms) made.push(...(await oneArm(stage, arm, round)));
-        if (native !== undefined) moved.push(...(await stage.phase('QEMU’s own', () => native.round(round))));
-        if (round < 0) continue;
-        own.push(...made);
-        others.push(...moved);
+        for (const arm of arms) own.push(...(await oneArm(stage, arm, round)));
+        if (native !== undefined) others.push(...(await stage.phase('QEMU’s own', () => native.round(round))));
         if (setup.budgets.length > 0) budget.push(...(await stage.phase('budgets', () => budgets(stage, round))));
         if (setup.fades.length > 0) fade.push(...(await stage.phase('fading', () => fades(stage, round))));
       }
     } finally {
       await native?.close();
     }
-    const score = stage.distributes ? await stage.score() : { spentBytes: 0, savedBytes: 0 };
+    const score = await scoreOf(stage.hosts);
     const links = await stage.close();
     const { marks, passes } = stage;
     const windows = windowsOf(links, marks[0]!.fromMs, marks.at(-1)!.toMs);
@@ -125,21 +123,20 @@ async function again(stage: Stage, arm: Arm | 'sweep', { to }: FleetGuest): Prom
 /** The benefit with a budget: shares of what is brought without a limit. */
 async function budgets(stage: Stage, round: number): Promise<Point[]> {
   const { client } = stage.hosts[SWEPT.to]!;
-  const control = controlOf(client);
   const whole = stage.setup.cache;
-  await control.setDistributionBudget(whole);
+  await client.setDistributionBudget(whole);
   const shared = await again(stage, 'sweep', SWEPT);
   const points: Point[] = [];
   try {
     for (const at of stage.setup.budgets) {
-      await control.setDistributionBudget(Math.floor(shared * at));
+      await client.setDistributionBudget(Math.floor(shared * at));
       // an agent without a budget is never idle, and brings nothing
       if (at === 0) await stage.clean();
       const heldBytes = at === 0 ? 0 : await again(stage, 'sweep', SWEPT);
       points.push({ at, round, heldBytes, move: await thereAndBack(stage, SWEPT, 'post-copy', 'prepared', round) });
     }
   } finally {
-    await control.setDistributionBudget(whole);
+    await client.setDistributionBudget(whole);
   }
   return points;
 }
