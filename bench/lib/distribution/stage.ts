@@ -4,7 +4,7 @@ import { PagetideError } from '../../../src/errors.ts';
 import { until } from '../../../test/support/migrate.ts';
 import { processesBelow } from '../../../test/support/processes.ts';
 import { startCpuUse } from '../cpu-use.ts';
-import type { NetnsCluster } from '../netns-cluster/cluster.ts';
+import { DOMAIN, type NetnsCluster } from '../netns-cluster/cluster.ts';
 import { monotonicMs, startCapture, startCounters, type Counters, type Recorder } from '../netns-cluster/recorder.ts';
 import { reportedTags, statesOf } from './control.ts';
 import { peaksOf } from './peaks.ts';
@@ -145,12 +145,12 @@ export class Stage {
   /** Tells the hosts where guests will move to. */
   async plan(guests: readonly { name: string; to: number }[]): Promise<void> {
     for (const { name, to } of guests)
-      await this.hosts[0]!.client.planAffinity(name, [this.hosts[to]!.name], HINT_MS);
+      await this.hosts[0]!.client.planAffinity(name, [this.hosts[to]!.name], HINT_MS, DOMAIN);
   }
 
   async forgetPlans(guests: readonly { name: string }[]): Promise<void> {
     for (const { name } of guests)
-      await this.hosts[0]!.client.withdrawPlan({ kind: 'affinity', guest: name });
+      await this.hosts[0]!.client.withdrawPlan({ kind: 'affinity', guest: name }, DOMAIN);
   }
 
   /** Lets distribution run until all hosts are idle after a plan of their own, or for `mostMs`; pauses it then. */
