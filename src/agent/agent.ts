@@ -341,7 +341,7 @@ export class Agent implements AgentService {
 
   /** Stops driving what is under way; the next agent takes the migrations up. */
   async close(): Promise<void> {
-    this.#evacuations.close();
+    await this.#evacuations.close();
     await this.migrations.close();
   }
 

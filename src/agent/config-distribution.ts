@@ -1,6 +1,7 @@
 /** The part of the configuration that says how pages are brought to a host before guests come; see config.ts. */
 import { z } from 'zod';
 import { DISTRIBUTION_DEFAULTS, type DistributionSettings } from '../distribution/info.ts';
+import { LOWEST_PEAK } from '../distribution/wire-cost.ts';
 import { PagetideError } from '../errors.ts';
 import { bytesPerSecond } from './config-units.ts';
 import { parseSize } from './units.ts';
@@ -139,6 +140,8 @@ export function completeDistribution(given: DistributionFile, cacheBytes: number
       'PT_BAD_CONFIG',
       `distribution.peak: ${peak} is below distribution.average, ${given.average}`,
     );
+  if (peak < LOWEST_PEAK)
+    throw new PagetideError('PT_BAD_CONFIG', `distribution.peak: ${peak} is below the lowest, ${LOWEST_PEAK}`);
   const bytes = 'share' in wanted ? Math.floor(cacheBytes * wanted.share) : wanted.bytes;
   if (cacheBytes > 0 && bytes > cacheBytes)
     throw new PagetideError('PT_BAD_CONFIG', `distribution.budget: ${bytes} is more than cache.size, ${cacheBytes}`);

@@ -169,7 +169,9 @@ export const configSchema = z.strictObject({
         .min(0)
         .max(1)
         .default(0.05)
-        .describe('Share of one CPU that watching all guests together may take. 0: no guest is watched.'),
+        .describe(
+          'Share of one CPU that watching all guests together may take, tag workers included. 0: no guest is watched.',
+        ),
       intervalMs: millis.default(2_000).describe('From the end of one look at what a guest has written to the next.'),
     })
     .prefault({})

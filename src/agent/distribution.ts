@@ -45,7 +45,7 @@ export interface DistributionParts {
   /** What is known of a guest that is here; undefined: nothing yet. @throws PagetideError `PT_GUEST_UNKNOWN` */
   guest(name: string): { domain: string | undefined; manifest: Manifest | undefined };
   /** Seconds of CPU that looking at guests has taken. */
-  watchedS(): number;
+  watchedS: () => number;
   log: Logger;
 }
 

@@ -56,6 +56,7 @@ export class Preparation {
   readonly #stopped = new AbortController();
   readonly #startedAt = performance.now();
   #release: (() => Promise<void>) | undefined;
+  #released: Promise<void> | undefined;
   #figures: Omit<PreparationInfo, 'elapsedMs' | 'mostMs' | 'ended'> = {
     pages: 0,
     there: 0,
@@ -111,11 +112,13 @@ export class Preparation {
     }
   }
 
-  /** Puts the plan back to what it was. Once; never rejects. */
-  async release(): Promise<void> {
-    const release = this.#release;
-    this.#release = undefined;
-    await release?.().catch((thrown: unknown) => {
+  /** Puts the plan back to what it was, once. Resolves when that is done; never rejects. */
+  release(): Promise<void> {
+    return (this.#released ??= this.#putBack());
+  }
+
+  async #putBack(): Promise<void> {
+    await this.#release?.().catch((thrown: unknown) => {
       const { code, message } = asPagetideError(thrown);
       this.#log.warn({ code }, `the plan to evacuate this host stays until it expires: ${message}`);
     });

@@ -122,17 +122,23 @@ export class Evacuation {
 
   begin(): void {
     this.#state = 'running';
+    this.#followLeaving();
+    this.#next();
+  }
+
+  /** Those on their way by an earlier command. */
+  #followLeaving(): void {
     for (const { guest, migration } of this.#survey.leaving) {
       const entry = this.#entries.find((one) => one.guest === guest)!;
       entry.state = 'moving';
       void this.#follow(entry, migration).catch((thrown: unknown) => this.#failed(entry, asPagetideError(thrown)));
     }
-    this.#next();
   }
 
-  /** See {@link AgentService.stopEvacuation}. */
+  /** See {@link AgentService.stopEvacuation}. Where nothing has begun, guests that are on their way all the same are followed. */
   stop(cancel: boolean): void {
     if (this.ended) return;
+    if (this.#state === 'planned') this.#followLeaving();
     this.#state = 'stopping';
     for (const entry of this.#entries) if (entry.state === 'waiting') this.#stay(entry, notBegun());
     if (cancel) {

@@ -55,7 +55,11 @@ export class Evacuations {
       planned.check();
       const evacuation =
         request.prepareMs === undefined ? planned : await this.#prepare(planned, request, request.prepareMs);
-      if (this.#isClosed) throw new PagetideError('PT_CANCELLED', 'the agent is ending');
+      if (this.#isClosed) {
+        // what was prepared is put back
+        await evacuation.close();
+        throw new PagetideError('PT_CANCELLED', 'the agent is ending');
+      }
       evacuation.onChange(() => {
         for (const told of [...this.#watchers]) told();
       });
@@ -126,9 +130,10 @@ export class Evacuations {
     return evacuation.info();
   }
 
-  close(): void {
+  /** Never rejects. */
+  async close(): Promise<void> {
     this.#isClosed = true;
-    this.#last?.close();
+    await this.#last?.close();
   }
 
   #need(): Evacuation | PreparedEvacuation {

@@ -131,13 +131,14 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     });
     undo.push(() => directories.close());
     await directories.start();
-    let distribution: AgentDistribution | undefined;
+    /** Started last. */
+    const late: { distribution?: AgentDistribution } = {};
     const agent = new Agent(
       config,
       migrationHost(config, {
         ...{ guests, journal, pools, tagPool, watches, shared: pages.shared, pageServer, url, log },
         // before the watches list it: what guests here have already was not saved by what was brought
-        arrived: (domain, manifest) => distribution?.arrived(domain, manifest),
+        arrived: (domain, manifest) => late.distribution?.arrived(domain, manifest),
       }),
       guests,
       journal,
@@ -151,7 +152,7 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     await agent.migrations.recover();
     agent.watchGuests(watches);
     void snapshots.recover();
-    distribution = await AgentDistribution.start({
+    const distribution = await AgentDistribution.start({
       ...{ config, store: domains, directories, shared: pages.shared, sightings, pageServer, url, connect, log },
       identity: trust?.name,
       guest: (name) => {
@@ -160,7 +161,8 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
       },
       watchedS: () => watches.busyS,
     });
-    undo.push(() => distribution?.close());
+    undo.push(() => distribution.close());
+    late.distribution = distribution;
     agent.distribute(distribution);
 
     const api = buildApi(agent, { logger: log });

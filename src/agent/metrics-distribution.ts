@@ -12,7 +12,8 @@ export interface DistributionCosts {
   reports: number;
 }
 
-export function distributionMetrics(registers: Registry[]) {
+/** Registers them. @returns sets all of them */
+export function distributionMetrics(registers: Registry[]): (info: DistributionInfo, costs: DistributionCosts) => void {
   const state = new Gauge({
     name: 'pagetide_distribution_state',
     help: '1 for the state that distribution is in, by state',
@@ -83,36 +84,34 @@ export function distributionMetrics(registers: Registry[]) {
   });
 
   const perDomain = [held, queued, worth, reachable, reported];
-  return {
-    set(info: DistributionInfo, costs: DistributionCosts): void {
-      for (const one of DISTRIBUTION_STATES) state.set({ state: one }, info.state === one ? 1 : 0);
-      heldBytes.set(info.heldBytes);
-      budget.set(info.budgetBytes);
-      // a domain that was removed is told no more
-      for (const gauge of perDomain) gauge.reset();
-      for (const { domain, directory, ...one } of info.domains) {
-        held.set({ domain }, one.heldPages);
-        queued.set({ domain }, one.queuedPages);
-        worth.set({ domain, kind: 'spent' }, one.spentBytes);
-        worth.set({ domain, kind: 'saved' }, one.savedBytes);
-        if (directory.reachable !== null) reachable.set({ domain }, directory.reachable ? 1 : 0);
-        if (directory.reportedTags !== null) reported.set({ domain }, directory.reportedTags);
-      }
-      for (const counter of [pages, bytes, reports, sightings]) counter.reset(); // as with the cache
-      const { broughtPages, servedPages, leftPages, evictedPages, absentPages, wrongPages, broughtBytes } = info.totals;
-      for (const [what, count] of Object.entries({
-        brought: broughtPages,
-        served: servedPages,
-        left: leftPages,
-        evicted: evictedPages,
-        absent: absentPages,
-        wrong: wrongPages,
-      }))
-        pages.inc({ what }, count);
-      bytes.inc({ direction: 'in' }, broughtBytes);
-      bytes.inc({ direction: 'out' }, costs.servedBytes);
-      reports.inc(costs.reports);
-      sightings.inc(costs.sightingSeconds);
-    },
+  return (info, costs) => {
+    for (const one of DISTRIBUTION_STATES) state.set({ state: one }, info.state === one ? 1 : 0);
+    heldBytes.set(info.heldBytes);
+    budget.set(info.budgetBytes);
+    // a domain that was removed is told no more
+    for (const gauge of perDomain) gauge.reset();
+    for (const { domain, directory, ...one } of info.domains) {
+      held.set({ domain }, one.heldPages);
+      queued.set({ domain }, one.queuedPages);
+      worth.set({ domain, kind: 'spent' }, one.spentBytes);
+      worth.set({ domain, kind: 'saved' }, one.savedBytes);
+      if (directory.reachable !== null) reachable.set({ domain }, directory.reachable ? 1 : 0);
+      if (directory.reportedTags !== null) reported.set({ domain }, directory.reportedTags);
+    }
+    for (const counter of [pages, bytes, reports, sightings]) counter.reset(); // as with the cache
+    const { broughtPages, servedPages, leftPages, evictedPages, absentPages, wrongPages, broughtBytes } = info.totals;
+    for (const [what, count] of Object.entries({
+      brought: broughtPages,
+      served: servedPages,
+      left: leftPages,
+      evicted: evictedPages,
+      absent: absentPages,
+      wrong: wrongPages,
+    }))
+      pages.inc({ what }, count);
+    bytes.inc({ direction: 'in' }, broughtBytes);
+    bytes.inc({ direction: 'out' }, costs.servedBytes);
+    reports.inc(costs.reports);
+    sightings.inc(costs.sightingSeconds);
   };
 }

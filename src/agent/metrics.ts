@@ -207,7 +207,7 @@ export function createMetrics(options: MetricsOptions = {}) {
       for (const [outcome, count] of Object.entries(outcomes)) evacuated.inc({ outcome }, count);
     },
     /** As distribution here counts, and its page server's streams. */
-    setDistribution: distribution.set,
+    setDistribution: distribution,
     /** The whole in Prometheus' text format. */
     text: (): Promise<string> => registry.metrics(),
   };

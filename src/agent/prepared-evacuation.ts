@@ -2,12 +2,16 @@
  * An evacuation that begins once its targets have brought what they will (evacuation-preparation.ts). Until then it is the plan that was
  * made at first, with the state `preparing`; then it is planned anew, with what the targets have by then.
  */
+import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { asPagetideError } from '../errors.ts';
 import type { Evacuation } from './evacuation.ts';
 import type { EvacuationCounts } from './evacuation-totals.ts';
 import type { Preparation } from './evacuation-preparation.ts';
 import type { EvacuationInfo } from './service.ts';
+
+/** An agent that ends waits so long for directories to withdraw the plan. Milliseconds. */
+const CLOSE_MS = 3_000;
 
 export class PreparedEvacuation {
   readonly #preparation: Preparation;
@@ -16,6 +20,8 @@ export class PreparedEvacuation {
   readonly #log: Logger;
   #evacuation: Evacuation;
   #isPreparing = true;
+  /** Who is on its way is to come back. */
+  #isCancelled = false;
   #isClosed = false;
   #isReleasing = false;
   #isReleased: boolean;
@@ -56,15 +62,25 @@ export class PreparedEvacuation {
   }
 
   stop(cancel: boolean): void {
-    // while it prepares none has begun, and none will
-    if (this.#isPreparing) this.#preparation.stop();
-    else this.#evacuation.stop(cancel);
+    if (!this.#isPreparing) {
+      this.#evacuation.stop(cancel);
+      return;
+    }
+    // none of it has begun, and none will; but an earlier command may have
+    this.#isCancelled ||= cancel;
+    this.#preparation.stop();
   }
 
-  close(): void {
+  /** The agent ends. The plan is withdrawn as the evacuation is forgotten; where a directory does not answer soon, it expires. Never rejects. */
+  async close(): Promise<void> {
     this.#isClosed = true;
     this.#preparation.stop();
     this.#evacuation.close();
+    if (this.#keepPlan) return;
+    const answered = new AbortController();
+    const patience = delay(CLOSE_MS, undefined, { signal: answered.signal }).catch(() => undefined);
+    await Promise.race([this.#preparation.release(), patience]);
+    answered.abort();
   }
 
   info(): EvacuationInfo {
@@ -83,14 +99,13 @@ export class PreparedEvacuation {
 
   async #run(): Promise<void> {
     const how = await this.#preparation.wait();
-    if (this.#isClosed) return;
-    if (how !== 'stopped') await this.#planAgain();
+    if (how !== 'stopped' && !this.#isClosed) await this.#planAgain();
     if (this.#isClosed) return;
     const evacuation = this.#evacuation;
     evacuation.onChange(() => this.#changed());
     this.#isPreparing = false;
     // stop may have been asked for while it was planned
-    if (this.#preparation.isStopped) evacuation.stop(false);
+    if (this.#preparation.isStopped) evacuation.stop(this.#isCancelled);
     else evacuation.begin();
   }
 

@@ -14,6 +14,10 @@
  *
  * The limit is the one at G. So after a change of the peak, a window that bytes granted before it cross keeps to the higher of the two.
  *
+ * A grant is for the most that its bytes may be. Where it is known what a connection has really carried, a grant's place is taken, once all of it has
+ * crossed, by what was carried since that was last looked at ({@link ArrivalWindow.crossed}). Each byte of the grant is in that, or was in an
+ * earlier look: at that time it had crossed, and from then on it counted as seen, beside its grant.
+ *
  * Not bytes of a grant, but caused by them, are acknowledgements that TCP delays, until 200 ms after the bytes were read: for one a grant {@link PACKET}
  * bytes count so much longer. A grant whose connection is gone counts for another 100 ms: what was on its way may still come.
  */
@@ -61,6 +65,25 @@ export class ArrivalWindow {
     this.#outstanding -= bytes;
     this.#remember(bytes, 0);
     if (delayed) this.#remember(PACKET, DELAYED_MS);
+  }
+
+  /** All of a grant has crossed by now; `carried`: what its connection has carried since it was last looked at, whatever that was. */
+  crossed(granted: number, carried: number, delayed: boolean): void {
+    this.#outstanding -= granted;
+    this.#remember(carried, 0);
+    if (delayed) this.#remember(PACKET, DELAYED_MS);
+  }
+
+  /** Milliseconds until `bytes` may be granted, if nothing more is granted or seen; Infinity: not before something is seen. */
+  waitMs(bytes: number, limit: number): number {
+    let over = this.counted + bytes - limit;
+    if (over <= 0) return 0;
+    if (this.#outstanding + bytes > limit) return Infinity;
+    for (const [until, seen] of [...this.#seen].sort(([a], [b]) => a - b)) {
+      over -= seen;
+      if (over <= 0) return Math.max(0, until - this.#now());
+    }
+    return Infinity;
   }
 
   /** Bytes of a grant that will never cross: there was less to send. */

@@ -141,18 +141,13 @@ class Courier {
     }
   }
 
-  /** One request of each errand. @returns 0: go on at once; else milliseconds until it is worth it */
+  /** One request, of the oldest errand that can ask: what is given later is less important. @returns 0: go on at once; else milliseconds until it is worth it */
   #round(): number {
-    let any = false;
     for (const run of [...this.#runs]) {
       const waitMs = this.#ask(run);
-      if (waitMs === 0) any = true;
-      else if (waitMs !== undefined) return waitMs;
+      if (waitMs !== undefined) return waitMs;
     }
-    // so that the next one does not always come first
-    const [first] = this.#runs;
-    if (any && first !== undefined) this.#runs.push(this.#runs.shift()!);
-    return any ? 0 : LOOK_MS;
+    return LOOK_MS;
   }
 
   /** @returns 0: asked; undefined: nothing that could be asked now; else how long to wait, milliseconds */
@@ -208,11 +203,11 @@ class Courier {
     const asked = holder.ask(tags, batch.length, (pages, error) => {
       if (pages === undefined) {
         // an answer that is an error came all the same
-        if (error !== undefined && holder.canBeAsked) this.#pace.came(cost);
+        if (error !== undefined && holder.canBeAsked) this.#pace.came(cost, holder.carried());
         else this.#pace.lost(cost);
         for (const wanted of batch) this.#elsewhere(wanted, holder);
       } else {
-        this.#pace.came(cost, requestCost(batch.length, holder.secure, pages.bodyBytes));
+        this.#pace.came(cost, holder.carried() ?? requestCost(batch.length, holder.secure, pages.bodyBytes));
         this.#guard(() => this.#take(batch, pages, holder));
       }
       this.#soon(0);

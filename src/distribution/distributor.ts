@@ -13,7 +13,7 @@
  *     ▼
  *   paused ── resume ──► planning
  *
- * One loop does it, an errand or a plan at a time. A plan is due an interval after the last one, and soon when a hint comes or goes, when domains
+ * One loop does it, a plan at a time or two errands: the next errand is made while one is under way. A plan waits for their end. A plan is due an interval after the last one, and soon when a hint comes or goes, when domains
  * change, and when the budget is set. All of it is in the agent's main thread, in turns of a few milliseconds.
  *
  * What is held is known across a restart (held-file.ts), so the first plan of a new run is what the last one had left.
@@ -49,6 +49,8 @@ import { WireMeans } from './wire-means.ts';
 export const HINTS_MS = 10_000;
 /** Between two writings of what is held, milliseconds. */
 export const SAVE_MS = 60_000;
+/** Errands under way at once: the next is made while one is, so that its end is no pause. */
+const ERRANDS = 2;
 /** An errand is for so many milliseconds of the average rate, so that what changes meanwhile is soon seen. */
 const ERRAND_MS = 2000;
 const LEAST_ERRAND = 16;
@@ -88,7 +90,7 @@ export class Distributor {
   #latestMs = -Infinity;
   readonly #closed = new AbortController();
   #wake = new AbortController();
-  #errand: { plan: DomainPlan; stop: AbortController } | undefined;
+  readonly #errands = new Set<{ plan: DomainPlan; stop: AbortController }>();
   #loop: Promise<void> | undefined;
   /** Arrivals, removals and the like, one after the other. Never rejects. */
   #work: Promise<void> = Promise.resolve();
@@ -130,7 +132,7 @@ export class Distributor {
   async close(): Promise<void> {
     if (!this.#closed.signal.aborted) {
       this.#closed.abort();
-      this.#errand?.stop.abort();
+      this.#stopErrands();
       this.#wake.abort();
     }
     await this.#loop;
@@ -142,7 +144,7 @@ export class Distributor {
   /** Brings nothing until {@link resume}; outlives a restart. Resolves when that is on the disk. @throws PagetideError `PT_IO` */
   async pause(): Promise<void> {
     this.#saved.paused = true;
-    this.#errand?.stop.abort();
+    this.#stopErrands();
     this.#wake.abort();
     await this.#saveSettings();
   }
@@ -170,7 +172,7 @@ export class Distributor {
     this.#saved.budgetBytes = bytes;
     // what is queued was chosen for another budget
     for (const plan of this.#plans.values()) plan.clear();
-    this.#errand?.stop.abort();
+    this.#stopErrands();
     await this.#shrink();
     this.nudge();
     await this.#saveSettings();
@@ -236,10 +238,11 @@ export class Distributor {
       plan.clear();
     }
     this.#plans.delete(id);
-    if (this.#errand?.plan.domain.id === id) {
-      this.#errand.plan.gone = true;
-      this.#errand.stop.abort();
-    }
+    for (const errand of this.#errands)
+      if (errand.plan.domain.id === id) {
+        errand.plan.gone = true;
+        errand.stop.abort();
+      }
     this.#score.forget(name);
     this.#means.forget(id);
     this.#reachable.delete(name);
@@ -316,14 +319,40 @@ export class Distributor {
       for (const plan of this.#plans.values()) plan.clear();
   }
 
+  /** Until nothing is queued, or something else is due; what is under way has ended then. */
   async #bring(): Promise<void> {
-    const { around, cache, resident, bringer, log } = this.#parts;
-    const plan = nextPlan(this.#plans.values())!;
     this.#doing = 'bringing';
+    const under = new Set<Promise<void>>();
+    try {
+      for (let plan = this.#nextPlan; plan !== undefined; plan = this.#nextPlan) {
+        const one = this.#bringNext(plan).finally(() => under.delete(one));
+        under.add(one);
+        if (under.size === ERRANDS) await Promise.race(under);
+        if (this.#held.bytes > this.#budget()) await this.#shrink();
+      }
+      await Promise.all(under);
+    } finally {
+      await Promise.allSettled(under);
+    }
+    if (this.#held.bytes > this.#budget()) await this.#shrink();
+  }
+
+  get #nextPlan(): DomainPlan | undefined {
+    if (this.#closed.signal.aborted || this.#saved.paused || this.#isOff || this.#now() >= this.#planMs) return undefined;
+    return nextPlan(this.#plans.values());
+  }
+
+  #stopErrands(): void {
+    for (const { stop } of this.#errands) stop.abort();
+  }
+
+  async #bringNext(plan: DomainPlan): Promise<void> {
+    const { around, cache, resident, bringer, log } = this.#parts;
     const { average } = this.#saved.rates ?? this.#parts.settings.rates;
     const fitting = Math.floor((average * ERRAND_MS) / 1000 / this.#means.of(plan.domain.id));
     const stop = new AbortController();
-    this.#errand = { plan, stop };
+    const under = { plan, stop };
+    this.#errands.add(under);
     try {
       const lookups = resident?.lookups(plan.domain.id);
       const most = Math.max(LEAST_ERRAND, Math.min(MOST_ERRAND, fitting));
@@ -336,9 +365,8 @@ export class Distributor {
       }
       if (!plan.gone) this.#take(errand, result);
     } finally {
-      this.#errand = undefined;
+      this.#errands.delete(under);
     }
-    if (this.#held.bytes > this.#budget()) await this.#shrink();
   }
 
   /** What became of an errand. */

@@ -11,6 +11,7 @@ import type { PagesCallback } from '../transport/tag-client.ts';
 import { connectTags, type TagConnection } from '../transport/tag-client.ts';
 import type { BringControl } from './bring-control.ts';
 import type { BringLimits } from './errand.ts';
+import { Carried } from './wire-cost.ts';
 
 /** Requests that it may owe answers to. */
 const MOST_REQUESTS = 8;
@@ -30,6 +31,7 @@ export class Holder {
   readonly #control: BringControl;
   #state: 'idle' | 'connecting' | 'up' | 'resting' = 'idle';
   #connection: TagConnection | undefined;
+  #carried = new Carried();
   #abort: AbortController | undefined;
   readonly #asked = new Set<Asked>();
   #pages = 0;
@@ -108,6 +110,11 @@ export class Holder {
     return true;
   }
 
+  /** Bytes on the wire since this was asked last, of the connection that is up; undefined: nobody knows. */
+  carried(): number | undefined {
+    return this.#carried.since(this.#connection?.descriptor ?? -1);
+  }
+
   /** It sent a wrong page: it is left out for a while. What it owes is answered by errors. */
   lied(): void {
     const connection = this.#connection;
@@ -145,6 +152,9 @@ export class Holder {
     this.#state = 'up';
     this.#connection = connection;
     this.#received = this.#sent = 0;
+    this.#carried = new Carried();
+    // the connection itself has a cost of its own
+    this.carried();
     this.#usedMs = this.#progressMs = performance.now();
     connection.onClose = () => {
       // rests already, or was ended here

@@ -10,6 +10,8 @@ import { checkRates } from './wire-cost.ts';
 const NO_PEAK = 1e15;
 /** Longest wait that is told, milliseconds: what is outstanding may be seen sooner than what was seen is forgotten. */
 const LONGEST_MS = 10;
+/** Of the average, how many milliseconds' worth is saved up: what a busy machine or an empty queue held up is made up for, within the peak. */
+const SAVED_MS = 1000;
 
 export class Pace {
   readonly #window: ArrivalWindow;
@@ -31,7 +33,7 @@ export class Pace {
     this.#nowMs = nowMs;
     this.#share = share;
     this.#window = new ArrivalWindow(nowMs);
-    this.#bucket = new TokenBucket({ average: rates.average, peak: NO_PEAK }, nowMs);
+    this.#bucket = new TokenBucket({ average: rates.average, peak: NO_PEAK }, nowMs, SAVED_MS);
     // another thread may have died with bytes on their way
     this.#beginMs = nowMs() + WINDOW_MS;
   }
@@ -72,22 +74,23 @@ export class Pace {
       this.#credit += given;
       if (this.#credit < bytes) return Math.min(againMs, LONGEST_MS);
     }
-    if (!this.#window.grant(bytes, this.windowBytes)) return LONGEST_MS / 2;
+    if (!this.#window.grant(bytes, this.windowBytes))
+      // time goes on between the two: never 0, which would say that they may
+      return Math.min(Math.max(0.5, this.#window.waitMs(bytes, this.windowBytes)), LONGEST_MS);
     this.#credit -= bytes;
     return 0;
   }
 
-  /** So many bytes of what was granted were acknowledged by the other end. */
-  acknowledged(granted: number): void {
-    this.#window.seen(granted, false);
+  /** So many bytes of what was granted were acknowledged by the other end. @param carried by the connection since the last look, where it is known */
+  acknowledged(granted: number, carried = granted): void {
+    this.#window.crossed(granted, carried, false);
+    this.#giveBack(granted - carried);
   }
 
-  /** What was asked for has come, and was no more than `real` bytes of the `granted`. */
-  came(granted: number, real = granted): void {
-    const spared = Math.max(0, granted - real);
-    this.#window.seen(granted - spared, true);
-    this.#window.spared(spared);
-    this.#credit = Math.min(this.#credit + spared, Math.max(this.#credit, this.#mostCredit));
+  /** What has been asked for has come. @param carried by the connection since the last look, or the most that the `granted` can have been */
+  came(granted: number, carried = granted): void {
+    this.#window.crossed(granted, carried, true);
+    this.#giveBack(granted - carried);
   }
 
   /** Their connection is gone. */
@@ -98,6 +101,11 @@ export class Pace {
   /** Bytes that cross without a grant: they leave less room for others. */
   note(bytes: number): void {
     this.#window.note(bytes);
+  }
+
+  /** Less: more crossed than was granted, and the average makes up for it. */
+  #giveBack(bytes: number): void {
+    this.#credit = Math.min(this.#credit + bytes, Math.max(this.#credit, this.#mostCredit));
   }
 
   /** A tenth of a second's worth and what the largest request takes; so much may go beyond the bucket's own average, once. */

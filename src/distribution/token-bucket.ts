@@ -2,7 +2,7 @@
  * How many bytes may go now, so that two bounds hold on the clock that is given:
  *
  *   average   in any interval of T ms at most average × T / 1000 bytes, and a tenth of a second's worth that was saved up;
- *             since the beginning not even that, as the bucket begins empty
+ *             (unless told otherwise); since the beginning not even that, as the bucket begins empty
  *   peak      in any closed interval of 100 ms at most peak / 10 bytes
  *
  * A bucket alone can't keep the peak: one that holds b bytes lets b + 100 ms of its rate through. So what went is remembered for 100 ms:
@@ -52,9 +52,10 @@ export interface Grant {
   againMs: number;
 }
 
-/** @param nowMs a monotonic clock in milliseconds, fractions welcome */
+/** @param nowMs a monotonic clock in milliseconds, fractions welcome; `savedMs`: how many milliseconds' worth is saved up at most */
 export class TokenBucket {
   readonly #nowMs: () => number;
+  readonly #savedMs: number;
   #rates: Rates;
   #atMs: number;
   /** Bytes saved up, with their fraction. */
@@ -70,7 +71,8 @@ export class TokenBucket {
   #inWindow = 0;
 
   /** @throws {PagetideError} PT_BAD_ARGUMENT: see {@link setRates} */
-  constructor(rates: Rates, nowMs: () => number) {
+  constructor(rates: Rates, nowMs: () => number, savedMs = 100) {
+    this.#savedMs = savedMs;
     this.#rates = checkRates(rates);
     this.#nowMs = nowMs;
     this.#atMs = nowMs();
@@ -90,7 +92,7 @@ export class TokenBucket {
     const next = checkRates(rates);
     this.#tick();
     this.#rates = next;
-    this.#left = refill(this.#left, 0, next.average);
+    this.#left = refill(this.#left, 0, next.average, this.#savedMs);
   }
 
   /**
@@ -174,7 +176,7 @@ export class TokenBucket {
   /** To the time now: saves up, and forgets what has left the window. */
   #tick(): void {
     const now = Math.max(this.#atMs, this.#nowMs());
-    if (this.#standing === 0) this.#left = refill(this.#left, now - this.#atMs, this.#rates.average);
+    if (this.#standing === 0) this.#left = refill(this.#left, now - this.#atMs, this.#rates.average, this.#savedMs);
     this.#atMs = now;
     while (this.#slots > 0 && now - this.#lastMs[this.#oldest]! > WINDOW_MS) {
       this.#inWindow -= this.#bytes[this.#oldest]!;

@@ -6,9 +6,11 @@
  *                                                            └─► an acknowledgement of each the other way, 90 bytes
  *
  * Segments are taken to be as small as the smallest MTU of IPv6 makes them, and every write to begin one of its own. An Ethernet of 1500 bytes
- * that acknowledges every other segment needs 7% where this says 15%. What TCP sends a second time after a loss is not in here.
+ * that acknowledges every other segment needs 7% where this says 15%. What TCP sends a second time after a loss is not in here. Once bytes have
+ * crossed, the kernel tells how many packets they were ({@link Carried}), and that counts instead.
  */
 import { PagetideError } from '../errors.ts';
+import { native } from '../memory/native.ts';
 import { bitmapBytes } from '../transport/wire-tag-pages.ts';
 import { HEADER_SIZE } from '../transport/wire.ts';
 import { TAG_BYTES, TAG_PAGE } from '../pages/tags.ts';
@@ -51,12 +53,29 @@ export function connectionCost(secure: boolean): number {
   return secure ? SECURE_CONNECTION : CONNECTION;
 }
 
-/** How many pages one request names: a quarter of what 100 ms may take, and no more than a second of the average. */
+/**
+ * How many pages one request names: an eighth of what 100 ms may take, and no more than a second of the average. While the room that is left
+ * is less than a request it is lost, half a request on average.
+ */
 export function pagesAtOnce({ average, peak }: Rates, secure: boolean): number {
-  const most = Math.min(peak / 40, average);
-  let pages = BACKGROUND_PAGES;
-  while (pages > 1 && requestCost(pages, secure) > most) pages >>= 1;
+  const most = Math.min(peak / 80, average);
+  let pages = Math.min(BACKGROUND_PAGES, Math.max(1, Math.floor(most / TAG_PAGE)));
+  while (pages > 1 && requestCost(pages, secure) > most) pages--;
   return pages;
+}
+
+/** What a TCP connection has really carried, in bytes on the wire, both ways: what came, and what left and was acknowledged. */
+export class Carried {
+  #seen = 0;
+
+  /** Since the last call; undefined: nobody knows. @param fd of the socket; negative: there is none */
+  since(fd: number): number | undefined {
+    const now = fd < 0 ? -1 : native().carried(fd, PACKET);
+    if (now < 0) return undefined;
+    const bytes = Math.max(0, now - this.#seen);
+    this.#seen = Math.max(this.#seen, now);
+    return bytes;
+  }
 }
 
 /** @throws PagetideError `PT_BAD_ARGUMENT`: a peak below {@link LOWEST_PEAK}, or as {@link TokenBucket} */

@@ -20,7 +20,8 @@ export async function writeWhole(path: string, content: string | Uint8Array | It
     const file = await open(early, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, 0o600);
     try {
       // from where the one before ended
-      for (const piece of typeof content === 'string' || content instanceof Uint8Array ? [content] : content) await file.writeFile(piece);
+      for (const piece of typeof content === 'string' || content instanceof Uint8Array ? [content] : content)
+        await file.writeFile(piece);
       await file.sync();
     } finally {
       await file.close();

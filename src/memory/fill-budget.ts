@@ -37,11 +37,11 @@ export class FillBudget {
 }
 
 /**
- * What is left of a budget after `elapsed` milliseconds, in bytes: a tenth of a second's worth at most.
+ * What is left of a budget after `elapsed` milliseconds, in bytes: at most what `savedMs` are worth, a tenth of a second by default.
  *
  * @param left bytes; negative: asked for beyond the limit
  * @param bandwidth bytes a second
  */
-export function refill(left: number, elapsed: number, bandwidth: number): number {
-  return Math.min(bandwidth / 10, left + (elapsed * bandwidth) / 1000);
+export function refill(left: number, elapsed: number, bandwidth: number, savedMs = 100): number {
+  return Math.min((bandwidth * savedMs) / 1000, left + (elapsed * bandwidth) / 1000);
 }

@@ -563,6 +563,11 @@ export interface Native {
   sendSocket(fd: number, data: Uint8Array, offset: number, length: number): number;
   /** Bytes of a TCP socket that the other end has not acknowledged, sent or not; or the negative errno. Throws nothing. */
   unacknowledged(fd: number): number;
+  /**
+   * Bytes that have crossed the network for a TCP socket, both ways, with `header` bytes for each packet: what came, what left and was
+   * acknowledged, and acknowledgements. -1: the kernel does not tell. Throws nothing.
+   */
+  carried(fd: number, header: number): number;
   /** Another descriptor of the same socket, so that it can be watched beside its own handle. */
   duplicate(fd: number): number;
   close(fd: number): void;

@@ -10,7 +10,7 @@
 import type { Socket } from 'node:net';
 import { Pace } from '../distribution/pace.ts';
 import type { Rates } from '../distribution/token-bucket.ts';
-import { wireCost } from '../distribution/wire-cost.ts';
+import { Carried, wireCost } from '../distribution/wire-cost.ts';
 import { native } from '../memory/native.ts';
 import { descriptorOf } from './direct-io.ts';
 
@@ -19,7 +19,7 @@ const DSCP_LE = 1;
 /** Of the peak, what this end sends; the rest is for requests, which others send when they like. */
 const SHARE = 15 / 16;
 /** How often it is looked what was acknowledged, milliseconds. */
-const LOOK_MS = 4;
+const LOOK_MS = 2;
 /** The smallest piece of use, bytes. */
 const LEAST_PIECE = 1024;
 
@@ -45,6 +45,8 @@ export class BackgroundPace {
   readonly #pace: Pace;
   /** Bytes on the wire that each stream was granted, and of which it isn't known whether they have crossed. */
   readonly #sent = new Map<PacedStream, number>();
+  /** What each stream's connection has carried. */
+  readonly #carried = new WeakMap<PacedStream, Carried>();
   readonly #waiting = new Set<PacedStream>();
   #goOn: (() => void) | undefined;
   #timer: NodeJS.Timeout | undefined;
@@ -131,7 +133,10 @@ export class BackgroundPace {
     for (const stream of waiting) stream.goOn();
   }
 
-  /** What has been acknowledged is seen. */
+  /**
+   * What has been acknowledged is seen. How much is not acknowledged is asked first: what is acknowledged between the two questions counts twice
+   * then, never not at all.
+   */
   #look(): void {
     for (const [stream, granted] of this.#sent) {
       const { pacedSocket: socket } = stream;
@@ -139,9 +144,15 @@ export class BackgroundPace {
       const queued = (fd < 0 ? 0 : Math.max(0, native().unacknowledged(fd))) + socket.writableLength;
       const left = queued === 0 ? 0 : Math.min(granted, wireCost(queued, 'encrypted' in socket));
       if (left === granted) continue;
-      this.#pace.acknowledged(granted - left);
+      this.#pace.acknowledged(granted - left, this.#carriedBy(stream).since(fd));
       if (left === 0) this.#sent.delete(stream);
       else this.#sent.set(stream, left);
     }
+  }
+
+  #carriedBy(stream: PacedStream): Carried {
+    let carried = this.#carried.get(stream);
+    if (carried === undefined) this.#carried.set(stream, (carried = new Carried()));
+    return carried;
   }
 }

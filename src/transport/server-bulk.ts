@@ -19,6 +19,8 @@ const IN_POOL = 2;
 const UNSENT_LIMIT = 1 << 20;
 
 interface SliceWriter {
+  /** Nobody waits for what it writes. */
+  readonly isBackground: boolean;
   writeSlice(): void;
 }
 
@@ -26,14 +28,15 @@ interface SliceWriter {
  * Writes bulk, one slice of one connection in each turn of the event loop, round robin.
  *
  * A turn polls all sockets first and comes here (`setImmediate`) only afterwards: every page request that had arrived
- * has been answered by then, so that a slice is never written in front of one.
+ * has been answered by then, so that a slice is never written in front of one. A background stream has its turn when no other has anything.
  */
 export class BulkWriter {
-  #ready: SliceWriter[] = [];
+  readonly #ready: SliceWriter[] = [];
+  readonly #background: SliceWriter[] = [];
   #scheduled = false;
 
   add(stream: SliceWriter): void {
-    this.#ready.push(stream);
+    (stream.isBackground ? this.#background : this.#ready).push(stream);
     this.#schedule();
   }
 
@@ -42,8 +45,8 @@ export class BulkWriter {
     this.#scheduled = true;
     setImmediate(() => {
       this.#scheduled = false;
-      this.#ready.shift()?.writeSlice();
-      if (this.#ready.length > 0) this.#schedule();
+      (this.#ready.shift() ?? this.#background.shift())?.writeSlice();
+      if (this.#ready.length + this.#background.length > 0) this.#schedule();
     });
   }
 }
@@ -110,6 +113,9 @@ export abstract class BulkStream<Owner extends StreamOwner> extends ServerStream
   protected mayMake(): boolean {
     if (this.#pool.hasRoom) return true;
     this.waitFor((callback) => this.#pool.whenRoom(callback));
+    return false;
+  }
+  get isBackground(): boolean {
     return false;
   }
   protected abstract countResult(result: Exclude<BatchResult, { error: unknown }>): void;

@@ -113,6 +113,10 @@ export class TagStream extends BulkStream<LiveDomain> implements DomainStream, P
     return this.socket;
   }
 
+  override get isBackground(): boolean {
+    return this.#pace !== undefined;
+  }
+
   protected override grant(bytes: number, answers: boolean): number {
     const pace = this.#pace;
     if (pace === undefined) return bytes;

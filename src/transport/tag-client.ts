@@ -8,6 +8,7 @@ import type { Socket } from 'node:net';
 import { PagetideError, asPagetideError } from '../errors.ts';
 import { TAG_BYTES, TAG_VERSION } from '../pages/tags.ts';
 import { credentials as ownCredentials, type Credentials } from '../trust/credentials.ts';
+import { descriptorOf } from './direct-io.ts';
 import { openStream } from './page-connect.ts';
 import type { TappedSocket } from './read-tap.ts';
 import {
@@ -131,6 +132,10 @@ export class TagConnection {
 
   get closed(): boolean {
     return this.#closed;
+  }
+  /** Of its TCP socket; -1: none to be had. */
+  get descriptor(): number {
+    return this.#closed ? -1 : descriptorOf(this.#socket);
   }
   /** Requests without an answer. */
   get outstanding(): number {

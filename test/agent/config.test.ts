@@ -78,7 +78,7 @@ void t.test('distribution: the peak follows the average, the budget the cache', 
   };
   t.match(loadConfig(undefined, {}, host).distribution, {
     ...{ enabled: true, average: 12_500_000, peak: 50_000_000, budget: 0 },
-    prices: { hold: 1 / 16, bring: 1 / 4, hysteresis: 1.25 },
+    prices: { hold: 1 / 32, bring: 1 / 4, hysteresis: 1.25 },
   });
   t.equal(of('cache: { size: 1G }').budget, 2 ** 29);
   t.equal(of('{ cache: { size: 1G }, distribution: { budget: 12.5% } }').budget, 2 ** 27);
@@ -105,6 +105,7 @@ void t.test('refused, with the field and before anything is made', (t) => {
     ['timeouts: { peerMs: 0 }', /timeouts\.peerMs/],
     ['log: { level: loud }', /log\.level/],
     ['distribution: { average: 1000 }', /distribution\.average: bytes a second, 64K/],
+    ['distribution: { average: 70000, peak: 199999 }', /distribution\.peak: 199999 is below the lowest/],
     ['distribution: { average: 10M, peak: 9M }', /distribution\.peak: 9437184 is below/],
     ['distribution: { budget: 101% }', /distribution\.budget: a size/],
     [

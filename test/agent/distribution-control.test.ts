@@ -73,7 +73,7 @@ void t.test('a plan is set wherever this agent and the host are; names, URLs, se
 
 void t.test('refused before anything is told; directories that are away', async (t) => {
   const { shop, bank, plans } = world();
-  const wrong: [() => unknown, string][] = [
+  const wrong: [() => Promise<unknown>, string][] = [
     [() => plans.evacuate('host-z', HOUR), 'PT_BAD_ARGUMENT'],
     [() => plans.evacuate('host-b', HOUR, 'bank'), 'PT_BAD_ARGUMENT'],
     [() => plans.evacuate('host-b', HOUR, 'none'), 'PT_DOMAIN_UNKNOWN'],
@@ -83,7 +83,7 @@ void t.test('refused before anything is told; directories that are away', async 
     [() => plans.affinity('web1', ['host-b', 'host-z'], HOUR), 'PT_BAD_ARGUMENT'],
     [() => plans.affinity('web9', ['host-b'], HOUR), 'PT_GUEST_UNKNOWN'],
   ];
-  for (const [work, code] of wrong) await t.rejects(async () => work(), { code });
+  for (const [work, code] of wrong) await t.rejects(work, { code });
   t.same([shop.kept, bank.kept], [[], []]);
   await t.resolves(plans.affinity('web9', ['host-b'], HOUR, 'shop'));
   bank.failure = new PagetideError('PT_PEER_UNREACHABLE', 'away');
@@ -109,7 +109,16 @@ void t.test('a held plan is put back to what it was', async (t) => {
 
 function host(more: Partial<ExplainedHost> & { queued?: number }): ExplainedHost {
   const { queued = 0, ...rest } = more;
-  const explanation = { pages: 100, guests: 20, cache: 30, brought: 30, queued, missing: 10, hints: null, decisions: [] };
+  const explanation = {
+    pages: 100,
+    guests: 20,
+    cache: 30,
+    brought: 30,
+    queued,
+    missing: 10,
+    hints: null,
+    decisions: [],
+  };
   return {
     host: 'host-b',
     url: B,
@@ -133,7 +142,11 @@ void t.test('a preparation waits until each target has planned with it, and has 
   let asked = 0;
   let released = 0;
   const preparer = {
-    hold: () => Promise.resolve(() => Promise.resolve(void released++)),
+    hold: () =>
+      Promise.resolve(() => {
+        released++;
+        return Promise.resolve();
+      }),
     explain: (): Promise<ExplainedGuest> => {
       const hosts = [looks[Math.min(asked++, looks.length - 1)]!];
       // a plan of age 0 is younger than anything

@@ -81,6 +81,41 @@ void t.test('Ctrl-C: no further guest; again: those under way are cancelled; aga
   );
 });
 
+void t.test('--prepare: what is asked for, what is brought, then who moves', async (t) => {
+  const { service, socket } = await startApi(t);
+  const preparation = { elapsedMs: 45_000, mostMs: 600_000, pages: 200, there: 126, queuedBytes: 8 << 20, planning: 0 };
+  const preparing = evacuationInfo('planned', {
+    state: 'preparing',
+    preparation: { ...preparation, planning: 1, silent: [TO], ended: null },
+  });
+  service.evacuation = preparing;
+  const at = ['--agent', `unix:${socket}`];
+  const cli = startCli(t, ['evacuate', '--to', TO, '--prepare=10m', '--keep-plan', ...at]);
+  await cli.says(/preparing: 63% of pages there, 8 MiB to come; 1 targets still plan; no answer of http:\S+; 45 s of/);
+  t.match(service.calls[0], ['evacuate', { prepareMs: 600_000, keepPlan: true }]);
+  t.notMatch(cli.said(), /evacuation: /, 'nobody moves yet');
+  service.changeEvacuation({ ...preparing, preparation: { ...preparation, silent: [], ended: null } });
+  await cli.says(/8 MiB to come; 45 s of 10 min/);
+  service.changeEvacuation(
+    evacuationInfo('ended', {
+      preparation: { ...preparation, there: 200, queuedBytes: 0, silent: [], ended: 'brought' },
+    }),
+  );
+  const { code, stdout } = await cli.finished;
+  t.equal(code, 1, 'a guest stays');
+  t.match(stdout, /1 moved, 1 stay/);
+
+  service.evacuation = evacuationInfo('ended');
+  await runCli(t, ['evacuate', '--to', TO, '--prepare', ...at]);
+  const last = service.calls.findLast(([method]) => method === 'evacuate')![1] as object;
+  t.match(last, { prepareMs: 1_800_000 });
+  t.notOk('keepPlan' in last);
+  const count = service.calls.length;
+  for (const wrong of ['--keep-plan', '--prepare=0', '--prepare=soon', '--prepare=1m --follow'])
+    t.match(await runCli(t, ['evacuate', '--to', TO, ...wrong.split(' '), ...at]), { code: 2, stdout: '' }, wrong);
+  t.equal(service.calls.length, count, 'refused before the agent was asked');
+});
+
 void t.test('--follow watches what is there, from its end too', async (t) => {
   const { service, socket } = await startApi(t);
   const args = ['evacuate', '--follow', '--agent', `unix:${socket}`];
