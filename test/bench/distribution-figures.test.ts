@@ -11,9 +11,7 @@ import { drawSvg, pngSize, svgToPng, writePlots } from '../../bench/lib/plots.ts
 
 const MIB = 2 ** 20;
 const cpu = { ms: 1000, spentMs: { 'host-1': 100, guests: 500 }, idle: 0.5, stolen: 0, saturated: false };
-const measured = (
-  linkBytes: number,
-): { fromMs: number; toMs: number; linkBytes: number; cpu: typeof cpu } => ({
+const measured = (linkBytes: number): { fromMs: number; toMs: number; linkBytes: number; cpu: typeof cpu } => ({
   ...{ fromMs: 0, toMs: 1000, linkBytes, cpu },
 });
 
@@ -44,7 +42,7 @@ function experiment(): Experiment {
   return {
     setup: {
       arms: ['nothing', 'prepared', 'planned'],
-      ...{ small: false, mib: 512, rate: 20, link: 1e9, cache: MIB, average: 4e6, peak: 8e6, mostMs: 1000 },
+      ...{ small: false, mib: 512, rate: 20, link: 1e9, cache: MIB, average: 4e6, peak: 8e6, mostMs: 1000, allMs: 1e6 },
       ...{ budgets: [0, 1], fades: [0, 1], native: true, movers: 4, offload: true },
     },
     guests: [{ name: 'like-1', kind: 'like', home: 0, to: 2 }],
@@ -74,6 +72,7 @@ function experiment(): Experiment {
     ],
     windows: { windowMs: 100, busiest: Array.from({ length: 30 }, (_, i) => i * 1000), all: [] },
     score: { spentBytes: MIB, savedBytes: 3 * MIB, servedPages: 800, evictedPages: 0, wrongPages: 0 },
+    incomplete: null,
   };
 }
 

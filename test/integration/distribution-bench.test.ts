@@ -39,5 +39,8 @@ void t.test('bringing pages ahead saves bytes, below its peak', { skip }, async 
   t.ok(held[0] === 0 && held[1]! > 0 && held[1]! < held[2]!, `${held.join(', ')} bytes held by budget`);
   // frames of the streams that bring, one way, with all headers; reports and plans aren't among them
   const peaks = passes.flatMap(({ peakIn, peakOut }) => [...peakIn, ...peakOut]);
-  t.ok(Math.max(...peaks) > 0 && Math.max(...peaks) <= setup.peak / 10, `at most ${Math.max(...peaks)} bytes in 100 ms`);
+  t.ok(
+    Math.max(...peaks) > 0 && Math.max(...peaks) <= setup.peak / 10,
+    `at most ${Math.max(...peaks)} bytes in 100 ms`,
+  );
 });

@@ -29,6 +29,7 @@ export async function thereAndBack(
   arm: Arm,
   round: number,
 ): Promise<OwnMove> {
+  stage.checkTime();
   const [from, there] = [stage.hosts[home]!, stage.hosts[to]!];
   const { result, measured } = await stage.measure(() => move(stage, name, from, there, mode));
   const made = stage.note({ ...measured, guest: name, kind, arm, round, report: result });
@@ -47,16 +48,15 @@ export async function everyGuest(
   stage: Stage,
   arm: Arm,
   round: number,
+  moves: OwnMove[],
   prepare: (guest: FleetGuest) => Promise<void>,
-): Promise<OwnMove[]> {
-  const moves: OwnMove[] = [];
+): Promise<void> {
   for (const mode of MODES) {
     for (const guest of moversOf(stage.setup)) {
       await prepare(guest);
       moves.push(await thereAndBack(stage, guest, mode, arm, round));
     }
   }
-  return moves;
 }
 
 export function describeMove({ guest, report, linkBytes }: OwnMove): string {
@@ -96,8 +96,7 @@ export class NativeArm {
   }
 
   /** By each method once; it stands still before and afterwards. */
-  async round(round: number): Promise<OtherMove[]> {
-    const moves: OtherMove[] = [];
+  async round(round: number, moves: OtherMove[]): Promise<void> {
     await this.#guest!.resume();
     for (const method of NATIVE_METHODS) {
       const to = this.#at === 0 ? 1 : 0;
@@ -111,7 +110,6 @@ export class NativeArm {
       if (!sound) await this.#again();
     }
     await this.#guest!.pause();
-    return moves;
   }
 
   async #again(): Promise<void> {

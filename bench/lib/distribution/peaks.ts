@@ -14,9 +14,7 @@ export function peaksOf(captured: readonly Frames[]): Peaks {
   const peaks: Peaks = { peakIn: [], peakOut: [], allIn: [], allOut: [] };
   for (const frames of captured) {
     if (frames.missed > 0) throw new PagetideError('PT_INTERNAL', `${frames.missed} frames were not captured`);
-    const brings = Uint32Array.from(frames.bytes, (bytes, i) =>
-      (frames.tos[i]! & DSCP) === LOWER_EFFORT ? bytes : 0,
-    );
+    const brings = Uint32Array.from(frames.bytes, (bytes, i) => ((frames.tos[i]! & DSCP) === LOWER_EFFORT ? bytes : 0));
     const of = (bytes: Uint32Array, out: boolean): number => {
       const way = oneWay({ ...frames, bytes }, out);
       return peak(way.atMs, way.bytes).bytes;

@@ -16,6 +16,8 @@ const POLL_MS = 250;
 /** What is new of guests is told at every report: nothing new for so long is the end of it. */
 const STEADY_MS = 12_000;
 const KNOWN_MS = 120_000;
+/** Longer than a report and the passes that make a page stable take. */
+const KNOWN_STEADY_MS = 4000;
 /** Share of tags that comes and goes with the guests' loads. */
 const UNKNOWN = 0.05;
 /** A cache that nobody adds to for so long: what guests left behind is in it. */
@@ -34,6 +36,7 @@ export class Stage {
   /** Everything whose bytes are counted when the recorder has stopped. */
   readonly #measured: Measured[] = [];
   readonly #left = new Map<Host, number>();
+  readonly #beganMs = performance.now();
   #known: number[] | undefined;
 
   private constructor(
@@ -58,6 +61,12 @@ export class Stage {
 
   async pause(): Promise<void> {
     await Promise.all(this.hosts.map(({ client }) => client.pauseDistribution()));
+  }
+
+  /** @throws PagetideError `PT_CANCELLED`: what takes `ms` would end after the time that the experiment has */
+  checkTime(ms = 0): void {
+    if (performance.now() - this.#beganMs + ms > this.setup.allMs)
+      throw new PagetideError('PT_CANCELLED', `its ${this.setup.allMs / 60_000} minutes are over`);
   }
 
   /** Notes what the links of all hosts and the processors do meanwhile. */
@@ -110,31 +119,34 @@ export class Stage {
 
   /**
    * Resolves when the directory knows the guests: the first time, when it is told no more that is new; later, when it was told about as much as then of
-   * each host, so of guests that have just moved, too.
+   * each host for a while. A guest that has just moved home is still told of from before it left, then not, then anew: one look proves nothing.
+   * @throws PagetideError `PT_INTERNAL`: it doesn't come to know them, so a pass would measure something else
    */
   async known(): Promise<void> {
-    const first = this.#known === undefined;
-    let before = await reportedTags(this.hosts);
-    let steadySince = performance.now();
+    const wanted = this.#known;
+    const steadyMs = wanted === undefined ? STEADY_MS : KNOWN_STEADY_MS;
     const deadline = performance.now() + KNOWN_MS;
-    const enough = (tags: readonly number[], of: readonly number[], share: number): boolean =>
-      of.every((count, i) => tags[i]! >= count * share);
-    for (;;) {
-      if (!first && enough(before, this.#known!, 1 - UNKNOWN)) return;
-      if (first && performance.now() - steadySince >= STEADY_MS) break;
-      if (performance.now() > deadline) {
-        this.progress(`  the directory was told of ${before.join(', ')} tags, not of ${this.#known?.join(', ') ?? '?'}`);
-        break;
-      }
+    let before = await reportedTags(this.hosts);
+    let since = performance.now();
+    while (performance.now() - since < steadyMs) {
+      if (performance.now() > deadline)
+        throw new PagetideError(
+          'PT_INTERNAL',
+          `the directory knows ${before.join(', ')} tags, not ${wanted?.join(', ') ?? 'all'}`,
+        );
       await delay(POLL_MS);
       const now = await reportedTags(this.hosts);
-      if (now.some((count) => count === 0) || !enough(before, now, 1 - UNKNOWN / 5)) {
-        steadySince = performance.now();
-        before = now;
-      } else if (!first) before = now;
+      const steady =
+        wanted === undefined
+          ? now.some((count) => count > 0) && now.every((count, i) => count <= before[i]! * (1 + UNKNOWN / 5))
+          : now.every((count, i) => count >= wanted[i]! * (1 - UNKNOWN));
+      if (steady) continue;
+      since = performance.now();
+      before = now;
     }
-    this.#known ??= before;
-    if (first) this.progress(`  the directory was told of ${before.join(', ')} tags`);
+    if (wanted !== undefined) return;
+    this.#known = before;
+    this.progress(`  the directory was told of ${before.join(', ')} tags`);
   }
 
   #keptAll(host: Host): boolean {
@@ -149,8 +161,7 @@ export class Stage {
   }
 
   async forgetPlans(guests: readonly { name: string }[]): Promise<void> {
-    for (const { name } of guests)
-      await this.hosts[0]!.client.withdrawPlan({ kind: 'affinity', guest: name }, DOMAIN);
+    for (const { name } of guests) await this.hosts[0]!.client.withdrawPlan({ kind: 'affinity', guest: name }, DOMAIN);
   }
 
   /** Lets distribution run until all hosts are idle after a plan of their own, or for `mostMs`; pauses it then. */
@@ -192,7 +203,10 @@ export class Stage {
     const links = await this.#recorder.stop();
     for (const measured of this.#measured) {
       const { fromMs, toMs } = measured;
-      measured.linkBytes = links.reduce((sum, { atMs, bytesOut }) => sum + bytesBetween(atMs, bytesOut, fromMs, toMs), 0);
+      measured.linkBytes = links.reduce(
+        (sum, { atMs, bytesOut }) => sum + bytesBetween(atMs, bytesOut, fromMs, toMs),
+        0,
+      );
     }
     return links;
   }

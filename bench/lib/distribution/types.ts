@@ -28,6 +28,8 @@ export interface Setup {
   peak: number;
   /** It is waited for until it is idle, or for this long, milliseconds. */
   mostMs: number;
+  /** All of it, milliseconds: moves and waits that would begin later are left out, and the result says so. */
+  allMs: number;
   /** Of the sweep, shares of what was brought without a limit; empty: none. */
   budgets: readonly number[];
   /** Since the last pass, minutes; empty: none. */
@@ -134,4 +136,6 @@ export interface Experiment {
   marks: Mark[];
   windows: Windows;
   score: Score;
+  /** Why parts are missing; null: none is. */
+  incomplete: string | null;
 }
