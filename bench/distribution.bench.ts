@@ -16,9 +16,9 @@ import type { BenchModule, BenchOptions } from './lib/types.ts';
 export const description = 'Migrations to hosts that pages were brought to, beside nothing brought and QEMU’s own.';
 
 const MIB = 2 ** 20;
-const BUDGETS = [0, 0.25, 0.5, 0.75, 1];
+const BUDGETS = [0, 0.5, 1];
 /** Minutes. */
-const FADES = [0, 1, 2, 4, 8];
+const FADES = [0, 2, 4, 8];
 
 export function readSetup(options: BenchOptions): Setup {
   checkSettings(options, [
@@ -30,17 +30,20 @@ export function readSetup(options: BenchOptions): Setup {
     'average',
     'peak',
     'most',
+    'minutes',
     'budget',
     'fade',
     'native',
     'arms',
+    'movers',
+    'offload',
   ]);
   const flag = (name: string, otherwise: boolean): boolean => setting(options, name, otherwise ? 1 : 0, 0) !== 0;
   const small = flag('small', false);
   const arms = setting(options, 'arms', ARMS.length);
-  const mib = setting(options, 'mib', small ? 32 : 512, 4);
+  const mib = setting(options, 'mib', small ? 32 : 256, 4);
   const average = setting(options, 'average', 4_000_000, 1000);
-  const fade = setting(options, 'fade', small || arms === 1 ? 0 : 8, 0);
+  const fade = setting(options, 'fade', small || arms === 1 ? 0 : 4, 0);
   return {
     small,
     // 1: only without distribution
@@ -52,10 +55,13 @@ export function readSetup(options: BenchOptions): Setup {
     cache: setting(options, 'cache', small ? 8 * mib : 1536, 16) * MIB,
     average,
     peak: setting(options, 'peak', 2 * average, 1000),
+    allMs: setting(options, 'minutes', 1440) * 60_000,
     mostMs: setting(options, 'most', 300) * 1000,
     budgets: flag('budget', !small && arms > 1) ? BUDGETS : [],
     fades: fade === 0 ? [] : FADES.filter((minutes) => minutes <= fade),
     native: flag('native', !small),
+    movers: setting(options, 'movers', small ? 2 : 4),
+    offload: flag('offload', !small),
   };
 }
 

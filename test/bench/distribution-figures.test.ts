@@ -11,10 +11,8 @@ import { drawSvg, pngSize, svgToPng, writePlots } from '../../bench/lib/plots.ts
 
 const MIB = 2 ** 20;
 const cpu = { ms: 1000, spentMs: { 'host-1': 100, guests: 500 }, idle: 0.5, stolen: 0, saturated: false };
-const measured = (
-  linkBytes: number,
-): { fromMs: number; toMs: number; hosts: number[]; linkBytes: number; cpu: typeof cpu } => ({
-  ...{ fromMs: 0, toMs: 1000, hosts: [0, 2], linkBytes, cpu },
+const measured = (linkBytes: number): { fromMs: number; toMs: number; linkBytes: number; cpu: typeof cpu } => ({
+  ...{ fromMs: 0, toMs: 1000, linkBytes, cpu },
 });
 
 function ownMove(arm: OwnMove['arm'], mode: 'pre-copy' | 'post-copy', bytes: number, total: number): OwnMove {
@@ -44,8 +42,8 @@ function experiment(): Experiment {
   return {
     setup: {
       arms: ['nothing', 'prepared', 'planned'],
-      ...{ small: false, mib: 512, rate: 20, link: 1e9, cache: MIB, average: 4e6, peak: 8e6, mostMs: 1000 },
-      ...{ budgets: [0, 1], fades: [0, 1], native: true },
+      ...{ small: false, mib: 512, rate: 20, link: 1e9, cache: MIB, average: 4e6, peak: 8e6, mostMs: 1000, allMs: 1e6 },
+      ...{ budgets: [0, 1], fades: [0, 1], native: true, movers: 4, offload: true },
     },
     guests: [{ name: 'like-1', kind: 'like', home: 0, to: 2 }],
     own,
@@ -62,6 +60,8 @@ function experiment(): Experiment {
         heldBytes: [1, 2, 3],
         peakIn: [1e5, 7e5, 2e5],
         peakOut: [0, 0, 3e5],
+        allIn: [1e5, 7e5, 2e5],
+        allOut: [0, 0, 3e5],
       },
     ],
     budget: [point(0), point(1)],
@@ -71,7 +71,8 @@ function experiment(): Experiment {
       { ...measured(0), name: 'moves, prepared', fromMs: 1000, toMs: 3000 },
     ],
     windows: { windowMs: 100, busiest: Array.from({ length: 30 }, (_, i) => i * 1000), all: [] },
-    score: { spentBytes: MIB, savedBytes: 3 * MIB },
+    score: { spentBytes: MIB, savedBytes: 3 * MIB, servedPages: 800, evictedPages: 0, wrongPages: 0 },
+    incomplete: null,
   };
 }
 

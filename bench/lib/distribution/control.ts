@@ -1,27 +1,27 @@
-/** What the experiment asks of an agent's distribution: a part of {@link AgentClient}. */
-import { PagetideError } from '../../../src/errors.ts';
-import type { AgentClient } from '../../../src/agent/api/client.ts';
+/** What distribution did and does at all hosts, as their agents tell it. */
+import type { DistributionInfo } from '../../../src/distribution/info.ts';
+import type { Host, Score } from './types.ts';
 
-export interface DistributionState {
-  state: string;
-  heldBytes: number;
-  queuedPages: number;
-  lastPlan: { at: number } | null;
-  domains: { spentBytes: number; savedBytes: number }[];
+export function statesOf(hosts: readonly Host[]): Promise<DistributionInfo[]> {
+  return Promise.all(hosts.map(({ client }) => client.distribution()));
 }
 
-export interface DistributionControl {
-  distribution(): Promise<DistributionState>;
-  pauseDistribution(): Promise<unknown>;
-  resumeDistribution(): Promise<unknown>;
-  setDistributionRates(rates: { average: number; peak: number }): Promise<unknown>;
-  setDistributionBudget(bytes: number): Promise<unknown>;
-  planAffinity(guest: string, hosts: string[], forMs: number): Promise<unknown>;
-  withdrawPlan(about: { kind: 'affinity'; guest: string }): Promise<unknown>;
+/** Tags of each host's guests that the directory was told of. */
+export async function reportedTags(hosts: readonly Host[]): Promise<number[]> {
+  const tags = ({ domains }: DistributionInfo): number =>
+    domains.reduce((sum, { directory }) => sum + (directory.reportedTags ?? 0), 0);
+  return (await statesOf(hosts)).map(tags);
 }
 
-/** @throws PagetideError `PT_UNSUPPORTED_HOST` where this agent's client has no distribution */
-export function controlOf(client: AgentClient): DistributionControl {
-  if (!('distribution' in client)) throw new PagetideError('PT_UNSUPPORTED_HOST', 'these agents do not distribute');
-  return client as AgentClient & DistributionControl;
+/** Over all hosts and domains, since the agents began. */
+export async function scoreOf(hosts: readonly Host[]): Promise<Score> {
+  const score: Score = { spentBytes: 0, savedBytes: 0, servedPages: 0, evictedPages: 0, wrongPages: 0 };
+  for (const { totals } of await statesOf(hosts)) {
+    score.spentBytes += totals.broughtBytes;
+    score.savedBytes += totals.savedBytes;
+    score.servedPages += totals.servedPages;
+    score.evictedPages += totals.evictedPages;
+    score.wrongPages += totals.wrongPages;
+  }
+  return score;
 }

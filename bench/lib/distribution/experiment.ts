@@ -1,10 +1,11 @@
 /** The phases of the experiment, in order. */
 import { setTimeout as delay } from 'node:timers/promises';
+import { asPagetideError } from '../../../src/errors.ts';
 import { startCluster, type NetnsCluster } from '../netns-cluster/cluster.ts';
 import { parseBitRate } from '../netns-cluster/network.ts';
-import { controlOf } from './control.ts';
-import { fleetOf, startFleet } from './fleet.ts';
-import { everyGuest, NativeArm, thereAndBack } from './moves.ts';
+import { scoreOf } from './control.ts';
+import { fleetOf, moversOf, startFleet } from './fleet.ts';
+import { everyGuest, NativeArm, thereAndBack, warmUp } from './moves.ts';
 import { Stage } from './stage.ts';
 import {
   type Arm,
@@ -21,7 +22,14 @@ const MINUTE_MS = 60_000;
 /** Of the guest that the sweeps move. */
 const SWEPT: FleetGuest = { name: 'like-1', kind: 'like', home: 0, to: 2 };
 /** Plans follow each other soon: what is measured is not how long they are waited for. */
-const PLAN_MS = 5000;
+const PLAN_MS = 2000;
+const REPORT_MS = 1000;
+const WATCH = { intervalMs: 500, cpu: 0.1 };
+/**
+ * So low that all shared pages are always worth being brought. Caches are emptied again and again here, so the score sees bytes spent that never
+ * serve; with the default prices it would, rightly, have less brought with every move.
+ */
+const PRICES = { hold: 1 / 512, bring: 1 / 64 };
 
 /** Ends the cluster with the work, however that ends, and on Ctrl-C and SIGTERM. */
 async function withHosts<T>(setup: Setup, work: (cluster: NetnsCluster) => Promise<T>): Promise<T> {
@@ -37,10 +45,14 @@ async function withHosts<T>(setup: Setup, work: (cluster: NetnsCluster) => Promi
       {
         hosts: 3,
         rate: link,
+        offload: setup.offload,
         config: () => ({
           // what a guest leaves behind here must not help it when it comes back
           cache: { size: setup.cache, history: 0 },
-          ...(setup.arms.length > 1 ? { distribution: { average, peak, intervalMs: PLAN_MS } } : {}),
+          distribution: { average, peak, intervalMs: PLAN_MS, prices: PRICES },
+          watch: WATCH,
+          // reports likewise: each move is preceded by a pass of its own
+          directory: { leaseMs: 60_000, reportMs: REPORT_MS },
         }),
       },
       (early) => (closing = early),
@@ -54,16 +66,10 @@ async function withHosts<T>(setup: Setup, work: (cluster: NetnsCluster) => Promi
 
 export const GIGABIT = parseBitRate('1gbit');
 
-/** @param warmups rounds before those that count: the agents' code is compiled while they run */
-export function runExperiment(
-  setup: Setup,
-  rounds: number,
-  progress: (text: string) => void,
-  warmups = 1,
-): Promise<Experiment> {
+/** One guest moves by each mode before anything counts: the agents' code is compiled while it does. */
+export function runExperiment(setup: Setup, rounds: number, progress: (text: string) => void): Promise<Experiment> {
   return withHosts(setup, async (cluster) => {
     const stage = await Stage.open(cluster, setup, progress);
-    // before anything else: there is nothing to measure where agents don't distribute
     await stage.pause();
     await stage.phase('guests start', () => startFleet(stage.hosts, setup, progress));
     const native = setup.native
@@ -73,40 +79,56 @@ export function runExperiment(
     const others: OtherMove[] = [];
     const budget: Point[] = [];
     const fade: Point[] = [];
+    let incomplete: string | null = null;
     try {
-      for (let round = -warmups; round < rounds; round++) {
+      await stage.phase('warming up', () => warmUp(stage, SWEPT));
+      for (let round = 0; round < rounds; round++) {
         const arms = round % 2 === 0 ? setup.arms : [...setup.arms].reverse();
-        const made: OwnMove[] = [];
-        const moved: OtherMove[] = [];
-        for (const arm of arms) made.push(...(await oneArm(stage, arm, round)));
-        if (native !== undefined) moved.push(...(await stage.phase('QEMU’s own', () => native.round(round))));
-        if (round < 0) continue;
-        own.push(...made);
-        others.push(...moved);
-        if (setup.budgets.length > 0) budget.push(...(await stage.phase('budgets', () => budgets(stage, round))));
-        if (setup.fades.length > 0) fade.push(...(await stage.phase('fading', () => fades(stage, round))));
+        for (const arm of arms) await oneArm(stage, arm, round, own);
+        if (native !== undefined) await stage.phase('QEMU’s own', () => native.round(round, others));
+        if (setup.budgets.length > 0) await stage.phase('budgets', () => budgets(stage, round, budget));
+        if (setup.fades.length > 0) await stage.phase('fading', () => fades(stage, round, fade));
       }
+    } catch (error) {
+      // hours of figures outlive what one move failed with
+      if (own.length === 0 || setup.small) throw error;
+      incomplete = asPagetideError(error).message;
+      progress(`not complete: ${incomplete}`);
     } finally {
       await native?.close();
     }
-    const score = stage.distributes ? await stage.score() : { spentBytes: 0, savedBytes: 0 };
+    const score = await scoreOf(stage.hosts);
     const links = await stage.close();
     const { marks, passes } = stage;
     const windows = windowsOf(links, marks[0]!.fromMs, marks.at(-1)!.toMs);
-    return { setup, guests: [...fleetOf(setup)], own, native: others, passes, budget, fade, marks, windows, score };
+    return {
+      setup,
+      guests: [...moversOf(setup)],
+      own,
+      native: others,
+      passes,
+      budget,
+      fade,
+      marks,
+      windows,
+      score,
+      incomplete,
+    };
   });
 }
 
-async function oneArm(stage: Stage, arm: Arm, round: number): Promise<OwnMove[]> {
-  if (arm === 'nothing')
-    return stage.phase('nothing brought', () => everyGuest(stage, arm, round, () => stage.clean()));
+async function oneArm(stage: Stage, arm: Arm, round: number, moves: OwnMove[]): Promise<void> {
+  if (arm === 'nothing') {
+    await stage.phase('nothing brought', () => everyGuest(stage, arm, round, moves, () => stage.clean()));
+    return;
+  }
   if (arm === 'planned') await stage.plan(fleetOf(stage.setup));
   try {
     // all hosts at once, as in a cluster: what it costs, and its peaks
     await stage.clean();
     await stage.phase(`distributing, ${arm}`, () => stage.distribute(arm));
-    return await stage.phase(`moves, ${arm}`, () =>
-      everyGuest(stage, arm, round, async (guest) => {
+    await stage.phase(`moves, ${arm}`, () =>
+      everyGuest(stage, arm, round, moves, async (guest) => {
         await again(stage, arm, guest);
       }),
     );
@@ -123,34 +145,30 @@ async function again(stage: Stage, arm: Arm | 'sweep', { to }: FleetGuest): Prom
 }
 
 /** The benefit with a budget: shares of what is brought without a limit. */
-async function budgets(stage: Stage, round: number): Promise<Point[]> {
+async function budgets(stage: Stage, round: number, points: Point[]): Promise<void> {
   const { client } = stage.hosts[SWEPT.to]!;
-  const control = controlOf(client);
   const whole = stage.setup.cache;
-  await control.setDistributionBudget(whole);
+  await client.setDistributionBudget(whole);
   const shared = await again(stage, 'sweep', SWEPT);
-  const points: Point[] = [];
   try {
     for (const at of stage.setup.budgets) {
-      await control.setDistributionBudget(Math.floor(shared * at));
+      await client.setDistributionBudget(Math.floor(shared * at));
       // an agent without a budget is never idle, and brings nothing
       if (at === 0) await stage.clean();
       const heldBytes = at === 0 ? 0 : await again(stage, 'sweep', SWEPT);
       points.push({ at, round, heldBytes, move: await thereAndBack(stage, SWEPT, 'post-copy', 'prepared', round) });
     }
   } finally {
-    await control.setDistributionBudget(whole);
+    await client.setDistributionBudget(whole);
   }
-  return points;
 }
 
 /** The benefit after distribution has stood still for some minutes, while the guests' loads ran. */
-async function fades(stage: Stage, round: number): Promise<Point[]> {
-  const points: Point[] = [];
+async function fades(stage: Stage, round: number, points: Point[]): Promise<void> {
   for (const at of stage.setup.fades) {
     const heldBytes = await again(stage, 'sweep', SWEPT);
+    stage.checkTime(at * MINUTE_MS);
     await delay(at * MINUTE_MS);
     points.push({ at, round, heldBytes, move: await thereAndBack(stage, SWEPT, 'post-copy', 'prepared', round) });
   }
-  return points;
 }

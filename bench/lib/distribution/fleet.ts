@@ -1,10 +1,10 @@
 /**
- * The guests of the experiment, on three hosts. Three are like each other, on the first two hosts; the others are unlike them and each
+ * The guests of the experiment, on three hosts. Four are like each other, on the first two hosts; the others are unlike them and each
  * other. Each moves to a host without a guest like it: what it finds there it was brought.
  *
  *   host 1   like-1 → 3   like-2 → 3
- *   host 2   like-3 → 3   redis  → 1
- *   host 3   nginx  → 2   idle   → 1
+ *   host 2   like-3 → 3   like-4 → 3   redis → 1
+ *   host 3   nginx  → 2
  */
 import { until } from '../../../test/support/migrate.ts';
 import { loadOptions, type Load } from '../../../test/support/load-guest.ts';
@@ -23,9 +23,9 @@ const FLEET: readonly FleetGuest[] = [
   { name: 'like-1', kind: 'like', home: 0, to: 2 },
   { name: 'like-2', kind: 'like', home: 0, to: 2 },
   { name: 'like-3', kind: 'like', home: 1, to: 2 },
+  { name: 'like-4', kind: 'like', home: 1, to: 2 },
   { name: 'redis', kind: 'unlike', home: 1, to: 0 },
   { name: 'nginx', kind: 'unlike', home: 2, to: 1 },
-  { name: 'idle', kind: 'unlike', home: 2, to: 0 },
 ];
 
 /** Embedded, small. */
@@ -35,6 +35,12 @@ const SMALL: readonly FleetGuest[] = [
 ];
 
 export const fleetOf = ({ small }: Setup): readonly FleetGuest[] => (small ? SMALL : FLEET);
+
+/** Those that move: so many of the like ones, and all that are unlike. */
+export function moversOf(setup: Setup): readonly FleetGuest[] {
+  let like = 0;
+  return fleetOf(setup).filter(({ kind }) => kind === 'unlike' || ++like <= setup.movers);
+}
 
 /** Options for the driver's `run` of a like guest; no two write the same. */
 export async function likeOptions(setup: Setup, seed: number): Promise<{ argv: string[]; checkSocket: string }> {

@@ -4,7 +4,7 @@ import { migrate, reportFaults } from '../../../test/support/migrate.ts';
 import type { MigrationReport, Mode } from '../../../src/migration/types.ts';
 import { NATIVE_METHODS, NativeGuest, type NativePlace } from '../qemu-native.ts';
 import { commandIn } from '../netns-cluster/network.ts';
-import { fleetOf, likeOptions } from './fleet.ts';
+import { likeOptions, moversOf } from './fleet.ts';
 import type { Stage } from './stage.ts';
 import { MODES, type Arm, type FleetGuest, type Host, type OtherMove, type OwnMove } from './types.ts';
 
@@ -29,12 +29,18 @@ export async function thereAndBack(
   arm: Arm,
   round: number,
 ): Promise<OwnMove> {
+  stage.checkTime();
   const [from, there] = [stage.hosts[home]!, stage.hosts[to]!];
-  const { result, measured } = await stage.measure([home, to], () => move(stage, name, from, there, mode));
+  const { result, measured } = await stage.measure(() => move(stage, name, from, there, mode));
   const made = stage.note({ ...measured, guest: name, kind, arm, round, report: result });
   await move(stage, name, there, from, 'post-copy');
   stage.progress(`  ${arm}: ${describeMove(made)}`);
   return made;
+}
+
+/** By each mode once, and home: nothing of it is kept. */
+export async function warmUp(stage: Stage, guest: FleetGuest): Promise<void> {
+  for (const mode of MODES) await thereAndBack(stage, guest, mode, 'nothing', -1);
 }
 
 /** Every guest by every mode, in this arm. Each begins in the same state, which `prepare` makes: a guest leaves pages on both of its hosts. */
@@ -42,16 +48,15 @@ export async function everyGuest(
   stage: Stage,
   arm: Arm,
   round: number,
+  moves: OwnMove[],
   prepare: (guest: FleetGuest) => Promise<void>,
-): Promise<OwnMove[]> {
-  const moves: OwnMove[] = [];
+): Promise<void> {
   for (const mode of MODES) {
-    for (const guest of fleetOf(stage.setup)) {
+    for (const guest of moversOf(stage.setup)) {
       await prepare(guest);
       moves.push(await thereAndBack(stage, guest, mode, arm, round));
     }
   }
-  return moves;
 }
 
 export function describeMove({ guest, report, linkBytes }: OwnMove): string {
@@ -91,12 +96,11 @@ export class NativeArm {
   }
 
   /** By each method once; it stands still before and afterwards. */
-  async round(round: number): Promise<OtherMove[]> {
-    const moves: OtherMove[] = [];
+  async round(round: number, moves: OtherMove[]): Promise<void> {
     await this.#guest!.resume();
     for (const method of NATIVE_METHODS) {
       const to = this.#at === 0 ? 1 : 0;
-      const { result, measured } = await this.#stage.measure([0, 2], () => this.#guest!.move(method, this.#places[to]));
+      const { result, measured } = await this.#stage.measure(() => this.#guest!.move(method, this.#places[to]));
       this.#at = to;
       const sound = await this.#guest!.sound();
       moves.push(this.#stage.note({ ...measured, ...result, round, sound }));
@@ -106,7 +110,6 @@ export class NativeArm {
       if (!sound) await this.#again();
     }
     await this.#guest!.pause();
-    return moves;
   }
 
   async #again(): Promise<void> {

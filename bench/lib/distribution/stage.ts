@@ -4,14 +4,22 @@ import { PagetideError } from '../../../src/errors.ts';
 import { until } from '../../../test/support/migrate.ts';
 import { processesBelow } from '../../../test/support/processes.ts';
 import { startCpuUse } from '../cpu-use.ts';
-import type { NetnsCluster } from '../netns-cluster/cluster.ts';
-import { counterPeak, monotonicMs, startCounters, type Counters, type Recorder } from '../netns-cluster/recorder.ts';
-import { controlOf } from './control.ts';
-import type { Host, Mark, Measured, Pass, Score, Setup } from './types.ts';
+import { DOMAIN, type NetnsCluster } from '../netns-cluster/cluster.ts';
+import { monotonicMs, startCapture, startCounters, type Counters, type Recorder } from '../netns-cluster/recorder.ts';
+import { reportedTags, statesOf } from './control.ts';
+import { peaksOf } from './peaks.ts';
+import type { Host, Mark, Measured, Pass, Setup } from './types.ts';
 import { bytesBetween } from './windows.ts';
 
 const KEPT_MS = 120_000;
 const POLL_MS = 250;
+/** What is new of guests is told at every report: nothing new for so long is the end of it. */
+const STEADY_MS = 12_000;
+const KNOWN_MS = 120_000;
+/** Longer than a report and the passes that make a page stable take. */
+const KNOWN_STEADY_MS = 4000;
+/** Share of tags that comes and goes with the guests' loads. */
+const UNKNOWN = 0.05;
 /** A cache that nobody adds to for so long: what guests left behind is in it. */
 const SETTLED_MS = 1000;
 /** Of hints: longer than an experiment. */
@@ -28,6 +36,8 @@ export class Stage {
   /** Everything whose bytes are counted when the recorder has stopped. */
   readonly #measured: Measured[] = [];
   readonly #left = new Map<Host, number>();
+  readonly #beganMs = performance.now();
+  #known: number[] | undefined;
 
   private constructor(
     cluster: NetnsCluster,
@@ -49,22 +59,22 @@ export class Stage {
     return new Stage(cluster, await startCounters(network), setup, progress);
   }
 
-  get distributes(): boolean {
-    return this.setup.arms.length > 1;
-  }
-
-  /** @throws PagetideError `PT_UNSUPPORTED_HOST` where agents should distribute and don't */
   async pause(): Promise<void> {
-    if (!this.distributes) return;
-    for (const { client } of this.hosts) await controlOf(client).pauseDistribution();
+    await Promise.all(this.hosts.map(({ client }) => client.pauseDistribution()));
   }
 
-  /** Notes what the links of `hosts` and the processors do meanwhile. */
-  async measure<T>(hosts: readonly number[], work: () => Promise<T>): Promise<{ result: T; measured: Measured }> {
+  /** @throws PagetideError `PT_CANCELLED`: what takes `ms` would end after the time that the experiment has */
+  checkTime(ms = 0): void {
+    if (performance.now() - this.#beganMs + ms > this.setup.allMs)
+      throw new PagetideError('PT_CANCELLED', `its ${this.setup.allMs / 60_000} minutes are over`);
+  }
+
+  /** Notes what the links of all hosts and the processors do meanwhile. */
+  async measure<T>(work: () => Promise<T>): Promise<{ result: T; measured: Measured }> {
     const end = startCpuUse(() => this.#processes());
     const fromMs = monotonicMs();
     const result = await work();
-    const measured: Measured = { fromMs, toMs: monotonicMs(), hosts: [...hosts], linkBytes: 0, cpu: end() };
+    const measured: Measured = { fromMs, toMs: monotonicMs(), linkBytes: 0, cpu: end() };
     return { result, measured };
   }
 
@@ -77,7 +87,7 @@ export class Stage {
   /** A part of the experiment, marked in the plot of the network's use. */
   async phase<T>(name: string, work: () => Promise<T>): Promise<T> {
     this.progress(name);
-    const { result, measured } = await this.measure([...this.hosts.keys()], work);
+    const { result, measured } = await this.measure(work);
     this.marks.push(this.note({ ...measured, name }));
     return result;
   }
@@ -90,19 +100,53 @@ export class Stage {
   /** Nothing is brought any more, and no cache has a page: what guests left behind on the way is gone, too. */
   async clean(): Promise<void> {
     await this.pause();
-    for (const host of this.hosts) {
-      await until(`${host.name} has kept what guests left behind`, () => this.#keptAll(host), KEPT_MS);
-      let before = -1;
-      for (;;) {
-        const { insertions } = (await host.client.cacheInfo()).cache!;
-        if (insertions === before) break;
-        before = insertions;
-        await delay(SETTLED_MS);
-      }
-      await host.client.clearCache();
-      const { used } = (await host.client.cacheInfo()).cache!;
-      if (used !== 0) throw new PagetideError('PT_INTERNAL', `${host.name}: ${used} pages are left in the cache`);
+    await Promise.all(this.hosts.map((host) => this.#clean(host)));
+  }
+
+  async #clean(host: Host): Promise<void> {
+    await until(`${host.name} has kept what guests left behind`, () => this.#keptAll(host), KEPT_MS);
+    let before = -1;
+    for (;;) {
+      const { insertions } = (await host.client.cacheInfo()).cache!;
+      if (insertions === before) break;
+      before = insertions;
+      await delay(SETTLED_MS);
     }
+    await host.client.clearCache();
+    const { used } = (await host.client.cacheInfo()).cache!;
+    if (used !== 0) throw new PagetideError('PT_INTERNAL', `${host.name}: ${used} pages are left in the cache`);
+  }
+
+  /**
+   * Resolves when the directory knows the guests: the first time, when it is told no more that is new; later, when it was told about as much as then of
+   * each host for a while. A guest that has just moved home is still told of from before it left, then not, then anew: one look proves nothing.
+   * @throws PagetideError `PT_INTERNAL`: it doesn't come to know them, so a pass would measure something else
+   */
+  async known(): Promise<void> {
+    const wanted = this.#known;
+    const steadyMs = wanted === undefined ? STEADY_MS : KNOWN_STEADY_MS;
+    const deadline = performance.now() + KNOWN_MS;
+    let before = await reportedTags(this.hosts);
+    let since = performance.now();
+    while (performance.now() - since < steadyMs) {
+      if (performance.now() > deadline)
+        throw new PagetideError(
+          'PT_INTERNAL',
+          `the directory knows ${before.join(', ')} tags, not ${wanted?.join(', ') ?? 'all'}`,
+        );
+      await delay(POLL_MS);
+      const now = await reportedTags(this.hosts);
+      const steady =
+        wanted === undefined
+          ? now.some((count) => count > 0) && now.every((count, i) => count <= before[i]! * (1 + UNKNOWN / 5))
+          : now.every((count, i) => count >= wanted[i]! * (1 - UNKNOWN));
+      if (steady) continue;
+      since = performance.now();
+      before = now;
+    }
+    if (wanted !== undefined) return;
+    this.#known = before;
+    this.progress(`  the directory was told of ${before.join(', ')} tags`);
   }
 
   #keptAll(host: Host): boolean {
@@ -113,59 +157,45 @@ export class Stage {
   /** Tells the hosts where guests will move to. */
   async plan(guests: readonly { name: string; to: number }[]): Promise<void> {
     for (const { name, to } of guests)
-      await controlOf(this.hosts[0]!.client).planAffinity(name, [this.hosts[to]!.name], HINT_MS);
+      await this.hosts[0]!.client.planAffinity(name, [this.hosts[to]!.name], HINT_MS, DOMAIN);
   }
 
   async forgetPlans(guests: readonly { name: string }[]): Promise<void> {
-    for (const { name } of guests)
-      await controlOf(this.hosts[0]!.client).withdrawPlan({ kind: 'affinity', guest: name });
+    for (const { name } of guests) await this.hosts[0]!.client.withdrawPlan({ kind: 'affinity', guest: name }, DOMAIN);
   }
 
   /** Lets distribution run until all hosts are idle after a plan of their own, or for `mostMs`; pauses it then. */
   async distribute(arm: Pass['arm'], only?: number): Promise<Pass> {
-    const { average, peak, mostMs } = this.setup;
+    await this.known();
     const hosts = only === undefined ? this.hosts : [this.hosts[only]!];
-    const began = Date.now();
-    const { result, measured } = await this.measure([...this.hosts.keys()], async () => {
-      for (const { client } of hosts) {
-        await controlOf(client).setDistributionRates({ average, peak });
-        await controlOf(client).resumeDistribution();
-      }
-      const deadline = performance.now() + mostMs;
-      let idle = false;
-      while (!idle && performance.now() < deadline) {
-        await delay(POLL_MS);
-        const states = await Promise.all(hosts.map(({ client }) => controlOf(client).distribution()));
-        idle = states.every(
-          ({ state, lastPlan, queuedPages }) => state === 'idle' && queuedPages === 0 && (lastPlan?.at ?? 0) > began,
-        );
-      }
-      for (const { client } of hosts) await controlOf(client).pauseDistribution();
-      return idle;
-    });
-    const held = await Promise.all(this.hosts.map(({ client }) => controlOf(client).distribution()));
-    const pass: Pass = {
-      ...measured,
-      arm,
-      idle: result,
-      heldBytes: held.map(({ heldBytes }) => heldBytes),
-      peakIn: [],
-      peakOut: [],
-    };
+    const network = this.#cluster.network!;
+    const captures = await Promise.all(network.hosts.map((host) => startCapture(network, host)));
+    const { result: idle, measured } = await this.measure(() => this.#runUntilIdle(hosts));
+    const captured = await Promise.all(captures.map((capture) => capture.stop()));
+    const heldBytes = (await statesOf(this.hosts)).map((state) => state.heldBytes);
+    const pass: Pass = { ...measured, arm, idle, heldBytes, ...peaksOf(captured) };
     this.passes.push(this.note(pass));
     this.progress(`  ${describePass(pass)}`);
     return pass;
   }
 
-  async score(): Promise<Score> {
-    const score = { spentBytes: 0, savedBytes: 0 };
-    for (const { client } of this.hosts) {
-      for (const { spentBytes, savedBytes } of (await controlOf(client).distribution()).domains) {
-        score.spentBytes += spentBytes;
-        score.savedBytes += savedBytes;
-      }
+  async #runUntilIdle(hosts: readonly Host[]): Promise<boolean> {
+    const { average, peak, mostMs } = this.setup;
+    const began = Date.now();
+    for (const { client } of hosts) {
+      await client.setDistributionRates({ average, peak });
+      await client.resumeDistribution();
     }
-    return score;
+    const deadline = performance.now() + mostMs;
+    let idle = false;
+    while (!idle && performance.now() < deadline) {
+      await delay(POLL_MS);
+      idle = (await statesOf(hosts)).every(
+        ({ state, lastPlan, queuedPages }) => state === 'idle' && queuedPages === 0 && (lastPlan?.at ?? 0) > began,
+      );
+    }
+    await Promise.all(hosts.map(({ client }) => client.pauseDistribution()));
+    return idle;
   }
 
   /** Ends the recording and counts the bytes of all that was noted. Resolves with the counters, a host each. */
@@ -173,14 +203,10 @@ export class Stage {
     const links = await this.#recorder.stop();
     for (const measured of this.#measured) {
       const { fromMs, toMs } = measured;
-      measured.linkBytes = measured.hosts.reduce(
-        (sum, host) => sum + bytesBetween(links[host]!.atMs, links[host]!.bytesOut, fromMs, toMs),
+      measured.linkBytes = links.reduce(
+        (sum, { atMs, bytesOut }) => sum + bytesBetween(atMs, bytesOut, fromMs, toMs),
         0,
       );
-    }
-    for (const pass of this.passes) {
-      pass.peakIn = links.map(({ atMs, bytesIn }) => peakBetween(atMs, bytesIn, pass));
-      pass.peakOut = links.map(({ atMs, bytesOut }) => peakBetween(atMs, bytesOut, pass));
     }
     return links;
   }
@@ -191,14 +217,6 @@ export class Stage {
     const others = processesBelow(`${this.#cluster.folder}/`).filter((pid) => !known.has(pid));
     return [...agents, ...others.map((pid) => ({ name: 'guests', pid }))];
   }
-}
-
-function peakBetween(atMs: Float64Array, counter: Float64Array, { fromMs, toMs }: Measured): number {
-  let from = atMs.findIndex((at) => at >= fromMs);
-  if (from < 0) from = atMs.length;
-  let to = atMs.findIndex((at) => at > toMs);
-  if (to < 0) to = atMs.length;
-  return counterPeak(atMs.subarray(from, to), counter.subarray(from, to)).bytes;
 }
 
 export function describePass({ arm, fromMs, toMs, idle, heldBytes }: Pass): string {

@@ -100,10 +100,12 @@ export function targetsOf(experiment: Experiment): Target[] {
 export function notesOf(experiment: Experiment): string[] {
   const { setup, passes, marks, native, own, score, budget, fade } = experiment;
   const worst = Math.max(0, ...passes.flatMap(({ peakIn, peakOut }) => [...peakIn, ...peakOut])) * 10;
+  const worstAll = Math.max(0, ...passes.flatMap(({ allIn, allOut }) => [...allIn, ...allOut])) * 10;
   const notes = [
+    ...(experiment.incomplete === null ? [] : [`not complete: ${experiment.incomplete}`]),
     `bytes: at the interfaces of both hosts, headers included; links of ${(setup.link / 1e9).toFixed(1)} Gbit/s each way; like guests of ${setup.mib} MiB, ${setup.rate} operations/s`,
-    `distribution: ${(setup.average / 1e6).toFixed(1)} MB/s, peak ${(setup.peak / 1e6).toFixed(1)} MB/s; the worst 100 ms of any pass and host ${(worst / 1e6).toFixed(2)} MB/s`,
-    `score: ${(score.savedBytes / MIB).toFixed(1)} MiB saved, ${(score.spentBytes / MIB).toFixed(1)} MiB spent: ${score.spentBytes > 0 ? (score.savedBytes / score.spentBytes).toFixed(2) : 'nothing spent'}`,
+    `distribution: ${(setup.average / 1e6).toFixed(1)} MB/s, peak ${(setup.peak / 1e6).toFixed(1)} MB/s; the worst 100 ms of any pass and host, one way: ${(worst / 1e6).toFixed(2)} MB/s, with all other frames ${(worstAll / 1e6).toFixed(2)} MB/s`,
+    `score: ${(score.savedBytes / MIB).toFixed(1)} MiB saved, ${(score.spentBytes / MIB).toFixed(1)} MiB spent: ${score.spentBytes > 0 ? (score.savedBytes / score.spentBytes).toFixed(2) : 'nothing spent'}; ${score.servedPages} pages served, ${score.wrongPages} wrong`,
     ...passes
       .filter(({ arm }) => arm !== 'sweep')
       .map((pass) => `pass: ${describePass(pass)}, ${(pass.linkBytes / MIB).toFixed(1)} MiB sent`),

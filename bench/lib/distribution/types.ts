@@ -28,12 +28,18 @@ export interface Setup {
   peak: number;
   /** It is waited for until it is idle, or for this long, milliseconds. */
   mostMs: number;
+  /** All of it, milliseconds: moves and waits that would begin later are left out, and the result says so. */
+  allMs: number;
   /** Of the sweep, shares of what was brought without a limit; empty: none. */
   budgets: readonly number[];
   /** Since the last pass, minutes; empty: none. */
   fades: readonly number[];
   /** Whether QEMU's own are measured. */
   native: boolean;
+  /** Like guests that move; the others stay where they are. */
+  movers: number;
+  /** Segmentation is left to the links: see NetworkOptions. */
+  offload: boolean;
 }
 
 export interface FleetGuest {
@@ -52,9 +58,7 @@ export type Host = ClusterAgent;
 export interface Measured {
   fromMs: number;
   toMs: number;
-  /** Indices of the hosts whose links it used. */
-  hosts: number[];
-  /** What these hosts sent, headers included; known at the end of the experiment only. */
+  /** What all hosts sent, headers included; known at the end of the experiment only. */
   linkBytes: number;
   cpu: CpuUse;
 }
@@ -80,9 +84,12 @@ export interface Pass extends Measured {
   /** All were idle at its end. */
   idle: boolean;
   heldBytes: number[];
-  /** Most bytes in any 100 ms at each host's link, received and sent. */
+  /** Most bytes in any 100 ms at each host's link, received and sent: frames of the streams that bring pages, by capture. */
   peakIn: number[];
   peakOut: number[];
+  /** The same of all frames, reports and plans included. */
+  allIn: number[];
+  allOut: number[];
 }
 
 /** One point of a sweep. */
@@ -107,10 +114,15 @@ export interface Windows {
   all: number[];
 }
 
-/** Score of distribution at the end, over all hosts and domains. */
+/** What distribution did, over all hosts and domains. */
 export interface Score {
   spentBytes: number;
   savedBytes: number;
+  /** Pages, each counted for each guest that it served. */
+  servedPages: number;
+  /** Pages that a plan found no more in the cache: here, those of caches that were emptied. */
+  evictedPages: number;
+  wrongPages: number;
 }
 
 export interface Experiment {
@@ -124,4 +136,6 @@ export interface Experiment {
   marks: Mark[];
   windows: Windows;
   score: Score;
+  /** Why parts are missing; null: none is. */
+  incomplete: string | null;
 }
