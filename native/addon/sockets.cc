@@ -127,8 +127,9 @@ Napi::Value UnacknowledgedBytes(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), ioctl(static_cast<int>(fd), SIOCOUTQ, &bytes) == 0 ? bytes : -errno);
 }
 
-// Bytes that have crossed the network for a TCP socket, both ways and with what was sent again, each packet with `header` bytes of
-// headers: what came, what left that is acknowledged, and acknowledgements. -1 where the kernel does not tell.
+// Bytes that have crossed the network for a TCP socket, both ways and with what was sent again, each packet with
+// `header` bytes of headers: what came, what left that is acknowledged, and acknowledgements. -1 where the kernel does
+// not tell.
 Napi::Value CarriedBytes(const Napi::CallbackInfo& info) {
   int64_t fd, header;
   if (!GetFd(info, &fd) || !GetInt(info, 1, 0, 1 << 16, &header)) return info.Env().Undefined();

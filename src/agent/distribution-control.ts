@@ -36,6 +36,8 @@ export interface ReportState {
   /** Since the last report was taken; null: none was. */
   lastReportMs: number | null;
   reportedTags: number | null;
+  /** Whether its directory answered whoever asked it last, also where nothing is planned here. */
+  reachable: boolean | null;
 }
 
 export interface DistributionControlParts extends PlansParts, ExplainParts {

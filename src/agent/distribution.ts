@@ -213,7 +213,10 @@ export class AgentDistribution {
   #reported(domain: string): ReportState | undefined {
     const state = this.#reporting.get(domain)?.reporter.state();
     if (state === undefined) return undefined;
-    return { lastReportMs: state.lastReportMs ?? null, reportedTags: state.reportedTags };
+    const { lastReportMs = null, reportedTags } = state;
+    // true until it was asked
+    const reachable = this.#parts.directories.state(domain)?.reachable ?? null;
+    return { lastReportMs, reportedTags, reachable: lastReportMs === null && reachable ? null : reachable };
   }
 
   /** {@link close} waits for it. */

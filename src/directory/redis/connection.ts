@@ -106,7 +106,7 @@ export class Connection {
     try {
       return await Promise.race([late, this.#call(sha, text, key, rest)]);
     } catch (error) {
-      if (!signal.aborted) this.#shared.breaks++;
+      if (!this.#ending.signal.aborted) this.#shared.breaks++;
       throw explain(error);
     } finally {
       clearTimeout(timer);
