@@ -46,6 +46,8 @@ export interface DistributionControlParts extends PlansParts, ExplainParts {
   domains: Pick<DomainStore, 'all' | 'byId' | 'get' | 'members' | 'record'>;
   /** By the domain's name; undefined: nothing is reported of it. */
   reported(domain: string): ReportState | undefined;
+  /** Of a domain that was made here, and none else's. Without: whatever its directory lets this host do. */
+  emptyDirectory?: (domain: string) => Promise<void>;
   /** Unix milliseconds, as plans are stamped with; tests give their own. */
   now?: () => number;
 }
@@ -102,7 +104,9 @@ export class DistributionControl implements DistributionService {
   }
 
   async emptyDirectory(domain: string): Promise<void> {
-    await this.#plans.directory(domain).directory.empty();
+    const { emptyDirectory } = this.#parts;
+    if (emptyDirectory === undefined) await this.#plans.directory(domain).directory.empty();
+    else await emptyDirectory(domain);
   }
 
   plans(): Promise<GuestPlans> {

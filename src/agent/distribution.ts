@@ -89,6 +89,7 @@ export class AgentDistribution {
       domainOf: (guest) => parts.guest(guest).domain,
       names: [config.name, ...(identity === undefined ? [] : [identity])],
       reported: (domain) => this.#reported(domain),
+      emptyDirectory: (domain) => directories.empty(domain),
       tagsOf: (guest) => {
         const { domain, manifest } = parts.guest(guest);
         const stable = parts.sightings.stableTags(guest);
