@@ -157,7 +157,12 @@ void t.test('never above the peak, in any 100 ms, at either end', async (t) => {
     const [first, last] = [part.find(({ data }) => data > 1000)!, part.at(-1)!];
     return part.reduce((sum, { bytes }) => sum + bytes, 0) / ((last.atMs - first.atMs) / 1000);
   });
-  t.comment('bytes a second', used.map(Math.round), 'fullest 100 ms', phases.map(fullest));
+  t.comment(
+    'bytes a second',
+    used.map(Math.round),
+    'fullest 100 ms',
+    phases.map((part) => fullest(part)),
+  );
   t.ok(fullest(phases[0]) <= low.peak / 10, 'the peak of who asks');
   t.ok(fullest(packets) <= high.peak / 10, 'also after a change, and over all');
   const ports = holders.map(({ url }) => Number(new URL(url).port));
