@@ -18,7 +18,8 @@ import type { Directory } from '../directory/directory.ts';
 import { MemberDirectory } from '../directory/member.ts';
 import { PersistentDirectory } from '../directory/persistent.ts';
 import { asPagetideError, PagetideError } from '../errors.ts';
-import { RemoteDirectory, type Connect } from '../transport/directory-client.ts';
+import { RemoteDirectory } from '../transport/directory-client.ts';
+import type { ConnectPeer } from '../transport/member-peer.ts';
 import { DirectoryWatch, type DirectoryState } from './directory-watch.ts';
 import { isMarked, markRedis, type RedisDirectories } from './redis-directories.ts';
 import { tagsFrom, type TagPage } from './guest-tag-pages.ts';
@@ -36,7 +37,7 @@ export interface DirectoriesParts {
   identity: string | undefined;
   /** This agent's control socket. */
   control: string;
-  connect: Connect;
+  connect: ConnectPeer;
   /** Names of the guests of a domain that are here. */
   guests(domainName: string): string[];
   /** Of a guest here: its domain's name, and what of it is stable, packed, each once. Undefined: there is no such guest. */

@@ -15,7 +15,7 @@ import { TAG_BYTES } from '../pages/tags.ts';
 import { heldTags } from '../transport/held-tags.ts';
 import type { DomainDirectory } from './distribution-plans.ts';
 import { MOST_EXPLAINED, type ExplainedGuest, type ExplainedHost } from './distribution-service.ts';
-import { withMember, type ConnectPeer } from './member-peer.ts';
+import { withMember, type ConnectPeer } from '../transport/member-peer.ts';
 
 /** For all answers of one host. Milliseconds. */
 const HOST_MS = 15_000;

@@ -2,30 +2,18 @@
  * Operators' plans, kept in the directories of domains so that every member sees them. Everything is checked before the first directory
  * is told.
  */
+import { AFFINITY_HOSTS_LIMIT, HINT_LIMIT_MS, type Hint } from '../directory/hint.ts';
 import { asPagetideError, PagetideError } from '../errors.ts';
 import type { DomainStore } from '../domains/store.ts';
-import {
-  LONGEST_PLAN_MS,
-  MOST_PLAN_HOSTS,
-  type DomainFailure,
-  type GuestPlan,
-  type GuestPlans,
-  type PlanSubject,
-  type WithdrawnPlans,
-} from './distribution-service.ts';
+import type { DomainFailure, GuestPlan, GuestPlans, PlanSubject, WithdrawnPlans } from './distribution-service.ts';
 
 /** Clocks of two hosts run at slightly different speeds, and messages take time. Milliseconds. */
 const SLACK_MS = 5_000;
 
-/** A plan as a directory has it. */
-export type DirectoryHint =
-  | { kind: 'evacuate'; host: string; leftMs: number }
-  | { kind: 'affinity'; guest: string; hosts: readonly string[]; leftMs: number };
-
 /** What of a directory is needed here. */
 export interface HintDirectory {
-  hints(domain: string): Promise<DirectoryHint[]>;
-  hint(domain: string, hint: DirectoryHint): Promise<void>;
+  hints(domain: string): Promise<Hint[]>;
+  hint(domain: string, hint: Hint): Promise<void>;
   withdraw(domain: string, subject: PlanSubject): Promise<boolean>;
   empty(): Promise<void>;
 }
@@ -84,10 +72,10 @@ export class Plans {
     checkTime(forMs);
     const place = this.#need(domain ?? this.#domainOf(guest));
     const called = [...new Set(hosts.map((host) => this.#hostIn(place, host) ?? unknownHost(host, [place])))];
-    if (called.length < 1 || called.length > MOST_PLAN_HOSTS)
+    if (called.length < 1 || called.length > AFFINITY_HOSTS_LIMIT)
       throw new PagetideError(
         'PT_BAD_ARGUMENT',
-        `an affinity names 1 to ${MOST_PLAN_HOSTS} hosts, not ${called.length}`,
+        `an affinity names 1 to ${AFFINITY_HOSTS_LIMIT} hosts, not ${called.length}`,
       );
     return this.#tell([[place, { kind: 'affinity', guest, hosts: called, leftMs: forMs }]]);
   }
@@ -156,7 +144,7 @@ export class Plans {
     return this.#need(name);
   }
 
-  async #tell(hints: [Place, DirectoryHint][]): Promise<GuestPlans> {
+  async #tell(hints: [Place, Hint][]): Promise<GuestPlans> {
     const plans: GuestPlan[] = [];
     const about = new Map(hints);
     const failed = await this.#each([...about.keys()], async (place) => {
@@ -242,7 +230,7 @@ export class Plans {
   }
 }
 
-function evacuationOf(host: string, hints: readonly DirectoryHint[]): DirectoryHint | undefined {
+function evacuationOf(host: string, hints: readonly Hint[]): Hint | undefined {
   return hints.find((hint) => hint.kind === 'evacuate' && hint.host === host);
 }
 
@@ -250,7 +238,7 @@ function told({ domain, error }: DomainFailure): DomainFailure {
   return { domain, error };
 }
 
-function planOf(domain: string, hint: DirectoryHint): GuestPlan {
+function planOf(domain: string, hint: Hint): GuestPlan {
   const leftMs = Math.max(0, hint.leftMs);
   return hint.kind === 'evacuate'
     ? { domain, kind: hint.kind, host: hint.host, leftMs }
@@ -258,7 +246,7 @@ function planOf(domain: string, hint: DirectoryHint): GuestPlan {
 }
 
 function checkTime(forMs: number): void {
-  if (forMs > 0 && forMs <= LONGEST_PLAN_MS) return;
+  if (forMs > 0 && forMs <= HINT_LIMIT_MS) return;
   throw new PagetideError('PT_BAD_ARGUMENT', `a plan is in force for more than 0 and at most 30 days, not ${forMs} ms`);
 }
 

@@ -2,17 +2,14 @@
  * What operators ask of distribution, and members of a domain of each other: the API's routes and the CLI stand on this.
  * src/distribution/info.ts has what an agent tells of its own; distribution-control.ts does it.
  */
+import type { HintSubject } from '../directory/hint.ts';
 import type { Sender } from '../domains/messages.ts';
 import type { TagsExplained } from '../distribution/explain-message.ts';
 import type { DistributionInfo, DistributionState, GuestAtHost, GuestExplanation } from '../distribution/info.ts';
 import type { ErrorJson } from '../errors.ts';
 
-/** The longest that a plan may be in force: 30 days. Milliseconds. */
-export const LONGEST_PLAN_MS = 30 * 24 * 3_600_000;
 /** How long a plan is in force where nobody says. Milliseconds. */
 export const PLAN_MS = 2 * 3_600_000;
-/** Hosts that an affinity may name at most. */
-export const MOST_PLAN_HOSTS = 64;
 /** Tags in one question of a member to another. */
 export const MOST_EXPLAINED = 65_536;
 
@@ -25,7 +22,7 @@ export type GuestPlan = { domain: string; leftMs: number } & (
 );
 
 /** What plans are about. */
-export type PlanSubject = { kind: 'evacuate'; host: string } | { kind: 'affinity'; guest: string };
+export type PlanSubject = HintSubject;
 
 /** A domain whose directory could not be asked. */
 export interface DomainFailure {

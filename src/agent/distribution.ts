@@ -22,14 +22,14 @@ import { asPagetideError } from '../errors.ts';
 import type { SharedPages } from '../migration/shared-pages.ts';
 import type { Manifest } from '../pages/manifest.ts';
 import type { PageServer } from '../transport/page-server.ts';
-import { fetchGuestTags, fetchGuests, type Connect } from '../transport/directory-client.ts';
+import { fetchGuestTags, fetchGuests } from '../transport/directory-client.ts';
+import type { ConnectPeer } from '../transport/member-peer.ts';
 import type { AgentConfig } from './config.ts';
 import { distributionSettings } from './config-distribution.ts';
 import type { Directories } from './directories.ts';
 import { DistributionControl, type ReportState } from './distribution-control.ts';
 import { differentTags } from './distribution-explain.ts';
 import type { DistributionCosts } from './metrics-distribution.ts';
-import type { ConnectPeer } from './member-peer.ts';
 
 export interface DistributionParts {
   config: Pick<AgentConfig, 'state' | 'name' | 'distribution' | 'directory'>;
@@ -41,7 +41,7 @@ export interface DistributionParts {
   /** The name in this host's certificate. */
   identity: string | undefined;
   url: string;
-  connect: Connect & ConnectPeer;
+  connect: ConnectPeer;
   /** What is known of a guest that is here; undefined: nothing yet. @throws PagetideError `PT_GUEST_UNKNOWN` */
   guest(name: string): { domain: string | undefined; manifest: Manifest | undefined };
   /** Seconds of CPU that looking at guests has taken. */

@@ -12,7 +12,7 @@ import { DomainStore } from '../domains/store.ts';
 import { compactOwnership } from '../migration/ownership/index.ts';
 import { WorkerPools } from '../memory/worker-pools.ts';
 import { TagPool } from '../pages/tag-pool.ts';
-import type { Connect } from '../transport/directory-client.ts';
+import type { ConnectPeer } from '../transport/member-peer.ts';
 import { Sightings } from '../distribution/sightings.ts';
 import type { Manifest } from '../pages/manifest.ts';
 import { AgentDistribution } from './distribution.ts';
@@ -118,7 +118,7 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     }
 
     const url = config.advertise ?? pageServer.address().url;
-    const connect: Connect = (other, whom) => new PeerClient(other, { ...whom, answerMs: config.timeouts.peerMs });
+    const connect: ConnectPeer = (other, whom) => new PeerClient(other, { ...whom, answerMs: config.timeouts.peerMs });
     const directories = new Directories({
       ...{
         store: domains,

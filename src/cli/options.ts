@@ -1,6 +1,6 @@
 /** Parsers of option values. Each throws `PT_BAD_ARGUMENT`, which the CLI shows as an error of usage. */
 import { checkGuestName, NAME_PATTERN } from '../agent/names.ts';
-import { LONGEST_PLAN_MS } from '../agent/distribution-service.ts';
+import { HINT_LIMIT_MS } from '../directory/hint.ts';
 import { formatDuration, parseDuration, parseSize } from '../agent/units.ts';
 import { usage } from './failure.ts';
 
@@ -42,7 +42,7 @@ export function duration(most: number): (text: string) => number {
 }
 
 /** How long a plan is in force, in milliseconds. */
-export const planTime = duration(LONGEST_PLAN_MS);
+export const planTime = duration(HINT_LIMIT_MS);
 
 /** A whole number from `low` to `high`. */
 export function whole(low: number, high: number): (text: string) => number {

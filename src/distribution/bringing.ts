@@ -1,43 +1,12 @@
 /** What the distributor asks of whoever brings pages, and of the agent around it: the edges of the parts. */
 import type { Domain } from '../migration/domains.ts';
-import type { LackingPage } from '../directory/directory.ts';
-import type { TagHolders } from './candidates.ts';
+import type { Holders, LackingPage } from '../directory/directory.ts';
+import type { Errand, ErrandResult } from './errand.ts';
 import type { Hint } from '../directory/hint.ts';
 import type { Rates } from './token-bucket.ts';
 
-/** Pages of one domain to be brought, the most important first. */
-export interface Errand {
-  domain: Domain;
-  /** Agents that may have pages. */
-  urls: readonly string[];
-  /** Packed. */
-  tags: Uint8Array;
-  /** Holders of tag i: [first[i], first[i + 1]) of `holder`. */
-  first: Uint32Array;
-  /** Index into `urls`. */
-  holder: Uint16Array;
-  /** Cache value, 0 to 15. */
-  value: number;
-}
-
-/** Of one tag. */
-export const BROUGHT = 1;
-export const PRESENT = 2;
-/** No holder had it, or none was reached. */
-export const ABSENT = 3;
-/** The cache had no room. */
-export const FULL = 4;
-export const STOPPED = 5;
-
-export interface ErrandResult {
-  outcome: Uint8Array;
-  /** Of brought pages: bytes on the wire. */
-  wireBytes: Uint16Array;
-  wrong: { url: string; pages: number }[];
-  unreachable: string[];
-}
-
-export interface Bringer {
+/** What of a bringer (bringer.ts) the distributor uses. */
+export interface ErrandBringer {
   bring(errand: Errand, signal?: AbortSignal): Promise<ErrandResult>;
   setRates(rates: Rates): void;
   stats(): { standingBack: boolean };
@@ -45,7 +14,7 @@ export interface Bringer {
 
 /** A directory, as far as it is asked here. */
 export interface AskedDirectory {
-  holders(domain: string, tags: Uint8Array): Promise<TagHolders>;
+  holders(domain: string, tags: Uint8Array): Promise<Holders>;
   lacking(domain: string, host: string, options: { limit: number; cursor?: string }): Promise<LackingPage>;
   hints(domain: string): Promise<readonly Hint[]>;
 }

@@ -12,18 +12,10 @@
  */
 import { TAG_WORDS, toWords } from '../directory/tag-words.ts';
 import { TAG_BYTES } from '../pages/tags.ts';
+import type { Holders } from '../directory/directory.ts';
 import { anyOf } from './importance.ts';
 import { SEGMENT_BITS, SEGMENT_MASK, SEGMENT_ROWS } from './segments.ts';
 import { TagRows } from './tag-rows.ts';
-
-/** Who holds tags, as a directory tells it: number `i` of the arrays is for tag `i`. */
-export interface TagHolders {
-  hosts: readonly string[];
-  guests: Uint32Array;
-  first: Uint32Array;
-  host: Uint16Array;
-  held: Uint16Array;
-}
 
 /** What a plan decided about a row. */
 export const SKIP = 0;
@@ -148,7 +140,7 @@ export class DomainCandidates {
    */
   *addListed(
     tags: Uint8Array,
-    holders: TagHolders,
+    holders: Holders,
     missOf: (host: string) => number,
     nowMs: number,
     before: DomainCandidates | undefined,

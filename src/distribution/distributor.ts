@@ -26,7 +26,8 @@ import type { PageCache } from '../pages/cache.ts';
 import { MOST_QUERY_TAGS } from '../directory/directory.ts';
 import type { Manifest } from '../pages/manifest.ts';
 import type { ResidentIndex } from '../pages/resident.ts';
-import type { Bringer, ErrandResult, Surroundings } from './bringing.ts';
+import type { ErrandBringer, Surroundings } from './bringing.ts';
+import type { ErrandResult } from './errand.ts';
 import { systemClock, type Clock } from './clock.ts';
 import { explainPages } from './explain-pages.ts';
 import { readHeld, writeHeld } from './held-file.ts';
@@ -57,7 +58,7 @@ export interface DistributorParts {
   around: Surroundings;
   cache: Pick<PageCache, 'has' | 'setValue' | 'stats'> | undefined;
   resident: ResidentIndex | undefined;
-  bringer: Bringer;
+  bringer: ErrandBringer;
   settings: DistributionSettings;
   /** `<state>/distribution`. */
   folder: string;

@@ -2,7 +2,8 @@
 import { copyResident } from '../pages/resident.ts';
 import { TAG_WORDS } from '../directory/tag-words.ts';
 import type { PageCache } from '../pages/cache.ts';
-import type { Errand, Member } from './bringing.ts';
+import type { Member } from './bringing.ts';
+import type { Errand } from './errand.ts';
 import { SKIP } from './candidates.ts';
 import { Turns } from './pieces.ts';
 import type { DomainPlan } from './planner.ts';

@@ -1,7 +1,7 @@
 /** What became of an errand: into the account, and what was not brought back to the queue or not. */
 import { TAG_WORDS, toWords } from '../directory/tag-words.ts';
-import { ABSENT, BROUGHT, FULL, STOPPED, type ErrandResult } from './bringing.ts';
 import { KEEP, SKIP } from './candidates.ts';
+import { Outcome, type ErrandResult } from './errand.ts';
 import type { HeldPages } from './held-pages.ts';
 import type { DistributionInfo } from './info.ts';
 import type { RowErrand } from './make-errand.ts';
@@ -29,14 +29,14 @@ export function takeErrand({ plan, rows, tags }: RowErrand, result: ErrandResult
   let brought = 0;
   let full = false;
   for (const [i, row] of rows.entries()) {
-    if (outcome[i] === STOPPED && account.putsBack) {
+    if (outcome[i] === Outcome.Stopped && account.putsBack) {
       stopped.push(row);
       continue;
     }
     table.decide(row, SKIP);
-    if (outcome[i] === ABSENT) totals.absentPages++;
-    if (outcome[i] === FULL) full = true;
-    if (outcome[i] !== BROUGHT) continue;
+    if (outcome[i] === Outcome.Absent) totals.absentPages++;
+    if (outcome[i] === Outcome.Full) full = true;
+    if (outcome[i] !== Outcome.Brought) continue;
     table.decide(row, KEEP);
     const bytes = wireBytes[i]!;
     const guests = table.guests(row);

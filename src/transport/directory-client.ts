@@ -18,21 +18,17 @@ import { checkHint, checkSubject, type Hint, type HintSubject } from '../directo
 import { checkHost, checkName } from '../directory/names.ts';
 import { asPagetideError, PagetideError } from '../errors.ts';
 import { TAG_BYTES } from '../pages/tags.ts';
+import { withMember, type ConnectPeer } from './member-peer.ts';
 import type { Message, PeerClient } from './peer.ts';
 
 const BYTES = 'application/octet-stream';
 const JSON_TYPE = 'application/json';
-/** Tags of one guest that are fetched, at most: of 64 GiB. */
 /** Guests of one host. */
 const MOST_GUESTS = 10_000;
+/** Tags of one guest that are fetched, at most: of 64 GiB. */
 const MOST_GUEST_TAGS = 2 ** 24;
 /** Before the tags of a page: the next page's beginning, 0: there is none. */
 export const TAG_CURSOR_BYTES = 4;
-
-export type Connect = (
-  url: string,
-  whom: { expect?: string | undefined; socketPath?: string | undefined },
-) => PeerClient;
 
 /** How the agent that has it is reached, and who asks. */
 export interface RemotePlace {
@@ -44,7 +40,7 @@ export interface RemotePlace {
   domain: string;
   /** What the domain's home calls this host. */
   as: string;
-  connect: Connect;
+  connect: ConnectPeer;
 }
 
 /**
@@ -99,17 +95,11 @@ export class RemoteDirectory implements Directory {
   }
 
   async hosts(): Promise<HostInfo[]> {
-    return this.#answer<HostInfo[]>(json, 'GET', this.#place.domain, 'hosts');
+    return this.#answer(hostInfos, 'GET', this.#place.domain, 'hosts');
   }
 
   async hints(domain: string): Promise<Hint[]> {
-    const hints = await this.#answer<Hint[]>(json, 'GET', domain, 'hints');
-    try {
-      for (const hint of hints) checkHint(hint);
-      return hints;
-    } catch (cause) {
-      throw this.#wrong(cause);
-    }
+    return this.#answer(hintList, 'GET', domain, 'hints');
   }
 
   async hint(domain: string, hint: Hint): Promise<void> {
@@ -123,11 +113,7 @@ export class RemoteDirectory implements Directory {
     const body = JSON.stringify(
       subject.kind === 'evacuate' ? { kind, host: subject.host } : { kind, guest: subject.guest },
     );
-    const answer = await this.#answer<{ withdrawn: boolean }>(json, 'POST', domain, 'withdraw', {
-      type: JSON_TYPE,
-      body,
-    });
-    return answer.withdrawn;
+    return this.#answer(withdrawn, 'POST', domain, 'withdraw', { type: JSON_TYPE, body });
   }
 
   removeHost(): Promise<void> {
@@ -184,13 +170,13 @@ export class RemoteDirectory implements Directory {
  * @throws PagetideError as {@link RemoteDirectory}; `PT_GUEST_UNKNOWN` where it has no such guest in the domain
  */
 export async function fetchGuestTags(
-  connect: Connect,
+  connect: ConnectPeer,
   member: Member,
   of: { domain: string; guest: string; as: string },
   signal?: AbortSignal,
 ): Promise<Uint8Array> {
   const { url } = member;
-  return withPeer(connect, member, async (peer) => {
+  return withMember(connect, member, async (peer) => {
     const pieces: Uint8Array[] = [];
     let count = 0;
     for (let cursor: number | undefined = 0; cursor !== undefined;) {
@@ -215,36 +201,18 @@ export async function fetchGuestTags(
 
 /** The guests of a domain at the agent that is asked, by name. As {@link fetchGuestTags}. */
 export async function fetchGuests(
-  connect: Connect,
+  connect: ConnectPeer,
   member: Member,
   of: { domain: string; as: string },
   signal?: AbortSignal,
 ): Promise<string[]> {
-  return withPeer(connect, member, async (peer) => {
+  return withMember(connect, member, async (peer) => {
     const most = MOST_GUESTS * 256;
-    const names = json<unknown>(
-      await peer.exchange('GET', directoryPath(of.domain, 'guests', { as: of.as }), { most, signal }),
-    );
+    const names = json(await peer.exchange('GET', directoryPath(of.domain, 'guests', { as: of.as }), { most, signal }));
     if (Array.isArray(names) && names.length <= MOST_GUESTS && names.every((name) => typeof name === 'string'))
       return names;
     throw new PagetideError('PT_PEER_FAILED', `${member.url} did not say which guests it has`);
   });
-}
-
-async function withPeer<T>(
-  connect: Connect,
-  { host, url }: Member,
-  work: (peer: PeerClient) => Promise<T>,
-): Promise<T> {
-  const address = parseAddress(host.startsWith('unix:') ? host : url);
-  if (address.socketPath !== undefined) await checkSocket(address.socketPath);
-  const expect = address.socketPath === undefined ? host : undefined;
-  const peer = connect(address.url, { expect, socketPath: address.socketPath });
-  try {
-    return await work(peer);
-  } finally {
-    await peer.close();
-  }
 }
 
 function directoryPath(domain: string, verb: string, query: Record<string, string | undefined>): string {
@@ -252,11 +220,48 @@ function directoryPath(domain: string, verb: string, query: Record<string, strin
   return `/v1/domain-directories/${encodeURIComponent(domain)}/${verb}?${new URLSearchParams(given).toString()}`;
 }
 
-// eslint-disable-next-line @typescript-eslint/no-unnecessary-type-parameters -- what the caller expects of the other agent
-function json<T>(bytes: Buffer): T {
+function json(bytes: Buffer): unknown {
   try {
-    return JSON.parse(bytes.toString('utf8')) as T;
+    return JSON.parse(bytes.toString('utf8')) as unknown;
   } catch (error) {
     throw asPagetideError(error, 'PT_PROTOCOL');
   }
+}
+
+// What another agent says is not believed: these throw where it is no such thing, and the caller tells who said it.
+
+function hostInfos(bytes: Buffer): HostInfo[] {
+  return listOf(bytes).map((one) => {
+    const { host, epoch, leaseMs, guests } = fieldsOf(one);
+    checkHost(host as string);
+    checkNumber(epoch as number, 'an epoch');
+    if (typeof leaseMs !== 'number' || !Number.isSafeInteger(guests)) throw new TypeError('that is no host');
+    return { host: host as string, epoch: epoch as number, leaseMs, guests: guests as number };
+  });
+}
+
+function hintList(bytes: Buffer): Hint[] {
+  return listOf(bytes).map((one) => {
+    const { kind, hosts, leftMs } = fieldsOf(one);
+    const isKind = kind === 'evacuate' || (kind === 'affinity' && Array.isArray(hosts));
+    if (!isKind || typeof leftMs !== 'number') throw new TypeError('that is no hint');
+    checkHint(one as Hint);
+    return one as Hint;
+  });
+}
+
+function withdrawn(bytes: Buffer): boolean {
+  const { withdrawn: was } = fieldsOf(json(bytes));
+  if (typeof was !== 'boolean') throw new TypeError('that does not say whether there was one');
+  return was;
+}
+
+function listOf(bytes: Buffer): unknown[] {
+  const list = json(bytes);
+  if (!Array.isArray(list)) throw new TypeError('that is no list');
+  return list;
+}
+
+function fieldsOf(one: unknown): Record<string, unknown> {
+  return typeof one === 'object' && one !== null ? (one as Record<string, unknown>) : {};
 }

@@ -1,13 +1,15 @@
 /** The directory's contract by way of the control API, and what the routes refuse. */
 import { createHash } from 'node:crypto';
 import { rmSync } from 'node:fs';
+import { createServer } from 'node:http';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { buildApi } from '../../src/agent/api/app.ts';
 import { listenControl } from '../../src/agent/api/listen.ts';
 import type { Directory, GuestChange, Held, ReportAnswer } from '../../src/directory/directory.ts';
 import { EmbeddedDirectory } from '../../src/directory/embedded.ts';
-import { fetchGuestTags, RemoteDirectory, type Connect } from '../../src/transport/directory-client.ts';
+import { fetchGuestTags, RemoteDirectory } from '../../src/transport/directory-client.ts';
+import type { ConnectPeer } from '../../src/transport/member-peer.ts';
 import { PeerClient } from '../../src/transport/peer.ts';
 import { contract, LEASE_MS } from '../directory/contract.ts';
 import { tagsOf } from '../directory/model.ts';
@@ -16,7 +18,7 @@ import { DOMAIN, FakeService } from './fake-service.ts';
 
 t.setTimeout(300_000);
 
-const connect: Connect = (url, whom) => new PeerClient(url, { ...whom, answerMs: 5_000 });
+const connect: ConnectPeer = (url, whom) => new PeerClient(url, { ...whom, answerMs: 5_000 });
 
 function remote(socket: string, domain = DOMAIN): RemoteDirectory {
   return new RemoteDirectory({ url: `unix:${socket}`, host: null, domain, as: 'unix:/run/b.sock', connect });
@@ -145,4 +147,42 @@ void t.test('an agent that is away, and a call that is given up', async (t) => {
   t.same(await far.hosts(), [], 'found again');
   await far.close();
   await t.rejects(far.hosts(), { code: 'PT_CANCELLED' });
+});
+
+void t.test('what another agent says of hosts and hints is checked', async (t) => {
+  let said: unknown;
+  const server = createServer((request, response) => {
+    request.resume();
+    response.setHeader('content-type', 'application/json');
+    response.end(JSON.stringify(said));
+  });
+  const socket = join(shortFolder(t), 's');
+  await new Promise<void>((listening) => server.listen(socket, listening));
+  const directory = remote(socket);
+  t.teardown(async () => {
+    await directory.close();
+    server.close();
+  });
+  const host = { host: 'host-b', epoch: 1, leaseMs: 10, guests: 0 };
+  const hint = { kind: 'affinity', guest: 'web1', hosts: ['host-b'], leaseMs: 1, leftMs: 10 };
+  const wrong: [unknown, () => Promise<unknown>][] = [
+    ...[{}, 'no list', [null], [{ ...host, host: 'a b' }], [{ ...host, epoch: 'x' }], [{ ...host, guests: -0.5 }]].map(
+      (answer): [unknown, () => Promise<unknown>] => [answer, () => directory.hosts()],
+    ),
+    ...[{}, [{}], [{ ...hint, kind: 'other' }], [{ ...hint, hosts: 'abc' }], [{ ...hint, leftMs: '10' }]].map(
+      (answer): [unknown, () => Promise<unknown>] => [answer, () => directory.hints(DOMAIN)],
+    ),
+    ...[{}, null, { withdrawn: 'yes' }].map((answer): [unknown, () => Promise<unknown>] => [
+      answer,
+      () => directory.withdraw(DOMAIN, { kind: 'affinity', guest: 'web1' }),
+    ]),
+  ];
+  for (const [answer, ask] of wrong) {
+    said = answer;
+    await t.rejects(ask(), { code: 'PT_PEER_FAILED' }, JSON.stringify(answer));
+  }
+  said = [host];
+  t.same(await directory.hosts(), [host]);
+  said = { withdrawn: true };
+  t.equal(await directory.withdraw(DOMAIN, { kind: 'evacuate', host: 'host-b' }), true);
 });

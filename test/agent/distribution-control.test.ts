@@ -1,7 +1,8 @@
 /** Plans in directories, and the preparation of an evacuation, over fakes. */
 import { pino } from 'pino';
 import t from 'tap';
-import { Plans, type DirectoryHint, type HintDirectory } from '../../src/agent/distribution-plans.ts';
+import { Plans, type HintDirectory } from '../../src/agent/distribution-plans.ts';
+import type { Hint } from '../../src/directory/hint.ts';
 import type { ExplainedGuest, ExplainedHost } from '../../src/agent/distribution-service.ts';
 import { Preparation } from '../../src/agent/evacuation-preparation.ts';
 import { PagetideError } from '../../src/errors.ts';
@@ -10,13 +11,13 @@ const B = 'https://host-b:7411';
 const HOUR = 3_600_000;
 
 class FakeDirectory implements HintDirectory {
-  kept: DirectoryHint[] = [];
+  kept: Hint[] = [];
   failure: PagetideError | undefined;
   #ask<T>(answer: () => T): Promise<T> {
     return this.failure === undefined ? Promise.resolve(answer()) : Promise.reject(this.failure);
   }
   hints = () => this.#ask(() => this.kept);
-  hint = (_domain: string, hint: DirectoryHint) => this.#ask(() => void (this.kept = [...this.#others(hint), hint]));
+  hint = (_domain: string, hint: Hint) => this.#ask(() => void (this.kept = [...this.#others(hint), hint]));
   withdraw = (_domain: string, subject: Parameters<HintDirectory['withdraw']>[1]) =>
     this.#ask(() => {
       const before = this.kept.length;
@@ -24,7 +25,7 @@ class FakeDirectory implements HintDirectory {
       return this.kept.length < before;
     });
   empty = () => this.#ask(() => undefined);
-  #others(about: Parameters<HintDirectory['withdraw']>[1]): DirectoryHint[] {
+  #others(about: Parameters<HintDirectory['withdraw']>[1]): Hint[] {
     const key = (of: typeof about) => (of.kind === 'evacuate' ? `h ${of.host}` : `g ${of.guest}`);
     return this.kept.filter((one) => key(one) !== key(about));
   }

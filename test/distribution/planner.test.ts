@@ -2,7 +2,7 @@
 import fc from 'fast-check';
 import t from 'tap';
 import { toWords } from '../../src/directory/tag-words.ts';
-import type { TagHolders } from '../../src/distribution/candidates.ts';
+import type { Holders } from '../../src/directory/directory.ts';
 import { HELD, HeldPages } from '../../src/distribution/held-pages.ts';
 import { DISTRIBUTION_DEFAULTS } from '../../src/distribution/info.ts';
 import { Turns } from '../../src/distribution/pieces.ts';
@@ -15,7 +15,7 @@ const domain = { name: 'd', id: 1, mark: '', openKey: () => undefined as never }
 
 /** A directory that tells of pages with so many guests at `a` and `b`, `some` at a time. */
 function surroundings(tags: Uint8Array, counts: readonly (readonly [number, number])[], some: number) {
-  const page = (from: number): TagHolders & { tags: Uint8Array; hosts: string[] } => {
+  const page = (from: number): Holders & { tags: Uint8Array } => {
     const part = counts.slice(from, from + some);
     return {
       tags: tags.subarray(from * 16, (from + part.length) * 16),

@@ -6,16 +6,8 @@ import { setImmediate } from 'node:timers/promises';
 import pino from 'pino';
 import type { Test } from 'tap';
 import { EmbeddedDirectory } from '../../src/directory/embedded.ts';
-import {
-  ABSENT,
-  BROUGHT,
-  PRESENT,
-  STOPPED,
-  type Bringer,
-  type Errand,
-  type ErrandResult,
-  type Surroundings,
-} from '../../src/distribution/bringing.ts';
+import type { ErrandBringer, Surroundings } from '../../src/distribution/bringing.ts';
+import { Outcome, type Errand, type ErrandResult } from '../../src/distribution/errand.ts';
 import type { Clock } from '../../src/distribution/clock.ts';
 import { Distributor } from '../../src/distribution/distributor.ts';
 import type { Hint } from '../../src/directory/hint.ts';
@@ -92,7 +84,7 @@ export function keysOf(tags: Uint8Array): string[] {
   );
 }
 
-export class FakeBringer implements Bringer {
+export class FakeBringer implements ErrandBringer {
   readonly errands: Errand[] = [];
   rates: unknown;
   /** Tags that no holder has. */
@@ -112,11 +104,11 @@ export class FakeBringer implements Bringer {
     if (this.gate !== undefined) await Promise.race([this.gate, aborted]);
     await setImmediate();
     const outcome = Uint8Array.from(keysOf(errand.tags), (key) => {
-      if (signal.aborted) return STOPPED;
-      if (this.#cache.pages.has(key)) return PRESENT;
-      if (this.absent.has(key)) return ABSENT;
+      if (signal.aborted) return Outcome.Stopped;
+      if (this.#cache.pages.has(key)) return Outcome.Present;
+      if (this.absent.has(key)) return Outcome.Absent;
       this.#cache.pages.add(key);
-      return BROUGHT;
+      return Outcome.Brought;
     });
     return { outcome, wireBytes: new Uint16Array(outcome.length).fill(2000), wrong: [], unreachable: [] };
   }

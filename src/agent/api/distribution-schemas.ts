@@ -7,13 +7,12 @@ import {
   type DistributionInfo,
   type HostExplanation,
 } from '../../distribution/info.ts';
+import { AFFINITY_HOSTS_LIMIT, HINT_LIMIT_MS } from '../../directory/hint.ts';
 import type { ExplainQuestion, TagsExplained } from '../../distribution/explain-message.ts';
 import { TAG_BYTES } from '../../pages/tags.ts';
 import { LEAST_RATE } from '../config-units.ts';
 import {
-  LONGEST_PLAN_MS,
   MOST_EXPLAINED,
-  MOST_PLAN_HOSTS,
   PLAN_MS,
   type ExplainedGuest,
   type GuestPlans,
@@ -148,7 +147,7 @@ export const budgetBody = z.strictObject({ bytes: count });
 const forMs = z
   .int()
   .min(1)
-  .max(LONGEST_PLAN_MS)
+  .max(HINT_LIMIT_MS)
   .default(PLAN_MS)
   .meta({ description: 'How long it is in force, milliseconds; 30 days at most.' });
 const oneDomain = domainName.exactOptional().meta({ description: 'Without: all that it can be about.' });
@@ -160,7 +159,7 @@ export const evacuatePlanBody = z.strictObject({
 });
 export const affinityPlanBody = z.strictObject({
   guest: guestName,
-  hosts: z.array(host).min(1).max(MOST_PLAN_HOSTS),
+  hosts: z.array(host).min(1).max(AFFINITY_HOSTS_LIMIT),
   forMs,
   domain: domainName.exactOptional().meta({ description: "The guest's; needed where the guest is not here." }),
 });

@@ -1,7 +1,7 @@
 /** How another member of a domain is reached: where it is sure who answers, over mutual TLS or by its control socket on this host. */
 import { checkSocket, parseAddress } from '../domains/address.ts';
 import type { Member } from '../domains/records.ts';
-import type { PeerClient } from '../transport/peer.ts';
+import type { PeerClient } from './peer.ts';
 
 export type ConnectPeer = (
   url: string,
