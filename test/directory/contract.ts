@@ -352,7 +352,18 @@ export function contract(name: string, make: Factory, runs = 400): void {
         await directory.close();
       }
     };
-    await fc.assert(fc.asyncProperty(fc.array(op, { maxLength: 60 }), run), { numRuns: runs });
+    // a question about a domain that was removed is asked no more
+    const wanted = { domain: 'bank', guest: 'a' as const, add: [0], remove: [], gone: false };
+    const examples: Parameters<typeof run>[] = [
+      [
+        [
+          { op: 'report', host: 0, wish: wanted, fate: 'arrives' },
+          { op: 'report', host: 1, wish: wanted, fate: 'arrives' },
+          { op: 'removeDomain', domain: 'bank' },
+        ],
+      ],
+    ];
+    await fc.assert(fc.asyncProperty(fc.array(op, { maxLength: 60 }), run), { numRuns: runs, examples });
     t.pass();
   });
 }

@@ -122,13 +122,23 @@ end
 
 -- what an agent is to look at: where it may be asked for something, and whether some shards still have what they had
 local function applied(h, from)
-  local marks = {}
-  local fields = call('HGETALL', K .. 'w:' .. h.inc)
-  for i = 1, math.min(#fields, 2 * ${MOST_MARKS}) do marks[i] = fields[i] end
-  local checks, told = {}, {}
+  local checks, told, current = {}, {}, {}
   local domains = call('HGETALL', K .. 'd:' .. h.inc)
   for i = 1, #domains, 2 do
+    current[domains[i]] = domains[i + 1]
     if domains[i + 1] ~= 'lost' then told[#told + 1] = { domains[i], domains[i + 1] } end
+  end
+  -- a domain that was removed is asked about no more: an answer would not be taken, and the question never end
+  local marks = {}
+  local fields = call('HGETALL', K .. 'w:' .. h.inc)
+  for i = 1, #fields, 2 do
+    local domain, generation = match(fields[i], '^(.+)%.(%d+):%d+$')
+    if current[domain] ~= generation then
+      call('HDEL', K .. 'w:' .. h.inc, fields[i])
+    elseif #marks < 2 * ${MOST_MARKS} then
+      marks[#marks + 1] = fields[i]
+      marks[#marks + 1] = fields[i + 1]
+    end
   end
   if #told > 0 then
     table.sort(told, function(a, b) return a[1] < b[1] end)
