@@ -60,7 +60,7 @@ export function readSetup(options: BenchOptions): Setup {
     budgets: flag('budget', !small && arms > 1) ? BUDGETS : [],
     fades: fade === 0 ? [] : FADES.filter((minutes) => minutes <= fade),
     native: flag('native', !small),
-    movers: setting(options, 'movers', small ? 2 : 4),
+    movers: setting(options, 'movers', small ? 1 : 4),
     offload: flag('offload', !small),
   };
 }

@@ -14,10 +14,10 @@ import { bytesBetween } from './windows.ts';
 const KEPT_MS = 120_000;
 const POLL_MS = 250;
 /** What is new of guests is told at every report: nothing new for so long is the end of it. */
-const STEADY_MS = 12_000;
+const STEADY_MS = 6000;
 const KNOWN_MS = 120_000;
 /** Longer than a report and the passes that make a page stable take. */
-const KNOWN_STEADY_MS = 4000;
+const KNOWN_STEADY_MS = 3500;
 /** Share of tags that comes and goes with the guests' loads. */
 const UNKNOWN = 0.05;
 /** A cache that nobody adds to for so long: what guests left behind is in it. */
