@@ -1,5 +1,5 @@
 /**
- * Does bringing pages ahead pay: three hosts on links of 1 Gbit/s, six guests with paced loads, each moved when nothing was brought, after
+ * Does bringing pages ahead pay: three hosts on links of 1 Gbit/s, seven guests with paced loads, each moved when nothing was brought, after
  * distribution has run, and after it has run knowing who comes where; beside it QEMU's own migration of a guest like them.
  */
 import { PagetideError } from '../src/errors.ts';
@@ -25,6 +25,7 @@ export function readSetup(options: BenchOptions): Setup {
     'small',
     'mib',
     'rate',
+    'own',
     'mbit',
     'cache',
     'average',
@@ -41,8 +42,8 @@ export function readSetup(options: BenchOptions): Setup {
   const flag = (name: string, otherwise: boolean): boolean => setting(options, name, otherwise ? 1 : 0, 0) !== 0;
   const small = flag('small', false);
   const arms = setting(options, 'arms', ARMS.length);
-  const mib = setting(options, 'mib', small ? 32 : 256, 4);
-  const average = setting(options, 'average', 4_000_000, 1000);
+  const mib = setting(options, 'mib', small ? 32 : 512, 4);
+  const average = setting(options, 'average', small ? 4_000_000 : 8_000_000, 1000);
   const fade = setting(options, 'fade', small || arms === 1 ? 0 : 4, 0);
   return {
     small,
@@ -50,9 +51,10 @@ export function readSetup(options: BenchOptions): Setup {
     arms: ARMS.slice(0, arms),
     mib,
     rate: setting(options, 'rate', 20, 1),
+    own: setting(options, 'own', 10, 1),
     link: options.settings.has('mbit') ? setting(options, 'mbit', 1000) * 1e6 : GIGABIT,
     // half of it may be filled with pages that were brought
-    cache: setting(options, 'cache', small ? 8 * mib : 1536, 16) * MIB,
+    cache: setting(options, 'cache', small ? 8 * mib : 2048, 16) * MIB,
     average,
     peak: setting(options, 'peak', 2 * average, 1000),
     allMs: setting(options, 'minutes', 1440) * 60_000,
@@ -60,7 +62,7 @@ export function readSetup(options: BenchOptions): Setup {
     budgets: flag('budget', !small && arms > 1) ? BUDGETS : [],
     fades: fade === 0 ? [] : FADES.filter((minutes) => minutes <= fade),
     native: flag('native', !small),
-    movers: setting(options, 'movers', small ? 1 : 4),
+    movers: setting(options, 'movers', small ? 1 : 2),
     offload: flag('offload', !small),
   };
 }

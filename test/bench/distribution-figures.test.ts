@@ -43,7 +43,7 @@ function experiment(): Experiment {
     setup: {
       arms: ['nothing', 'prepared', 'planned'],
       ...{ small: false, mib: 512, rate: 20, link: 1e9, cache: MIB, average: 4e6, peak: 8e6, mostMs: 1000, allMs: 1e6 },
-      ...{ budgets: [0, 1], fades: [0, 1], native: true, movers: 4, offload: true },
+      ...{ budgets: [0, 1], fades: [0, 1], native: true, movers: 4, offload: true, own: 10 },
     },
     guests: [{ name: 'like-1', kind: 'like', home: 0, to: 2 }],
     own,

@@ -163,12 +163,17 @@ async function budgets(stage: Stage, round: number, points: Point[]): Promise<vo
   }
 }
 
-/** The benefit after distribution has stood still for some minutes, while the guests' loads ran. */
+/** The benefit after distribution has stood still for some minutes, while the guest rewrote what it alone has: all of it was brought. */
 async function fades(stage: Stage, round: number, points: Point[]): Promise<void> {
-  for (const at of stage.setup.fades) {
-    const heldBytes = await again(stage, 'sweep', SWEPT);
-    stage.checkTime(at * MINUTE_MS);
-    await delay(at * MINUTE_MS);
-    points.push({ at, round, heldBytes, move: await thereAndBack(stage, SWEPT, 'post-copy', 'prepared', round) });
+  await stage.plan([SWEPT]);
+  try {
+    for (const at of stage.setup.fades) {
+      const heldBytes = await again(stage, 'sweep', SWEPT);
+      stage.checkTime(at * MINUTE_MS);
+      await delay(at * MINUTE_MS);
+      points.push({ at, round, heldBytes, move: await thereAndBack(stage, SWEPT, 'post-copy', 'planned', round) });
+    }
+  } finally {
+    await stage.forgetPlans([SWEPT]);
   }
 }

@@ -1,10 +1,10 @@
 /**
- * The guests of the experiment, on three hosts. Four are like each other, on the first two hosts; the others are unlike them and each
- * other. Each moves to a host without a guest like it: what it finds there it was brought.
+ * The guests of the experiment, on three hosts. Like ones run on the first two hosts; the others are unlike them and each other.
+ * Each moves to a host without a guest like it: what it finds there it was brought.
  *
- *   host 1   like-1 → 3   like-2 → 3
- *   host 2   like-3 → 3   like-4 → 3   redis → 1
- *   host 3   nginx  → 2
+ *   host 1   like-1 → 3   web-1 → 3
+ *   host 2   like-2 → 3   web-2 (stays)   like-3 (stays)   redis → 1
+ *   host 3   node   → 2
  */
 import { until } from '../../../test/support/migrate.ts';
 import { loadOptions, type Load } from '../../../test/support/load-guest.ts';
@@ -19,13 +19,17 @@ const BEAT_MS = 20;
 /** Pages that each like guest has rewritten before anything is measured. */
 const REWRITTEN = 200;
 
+/** Of their usual work, so that six of them and three agents leave a part of two cores idle: operations a second. */
+const PACED: Partial<Record<Load, number>> = { nginx: 12, redis: 40, node: 4 };
+
 const FLEET: readonly FleetGuest[] = [
   { name: 'like-1', kind: 'like', home: 0, to: 2 },
-  { name: 'like-2', kind: 'like', home: 0, to: 2 },
-  { name: 'like-3', kind: 'like', home: 1, to: 2 },
-  { name: 'like-4', kind: 'like', home: 1, to: 2 },
-  { name: 'redis', kind: 'unlike', home: 1, to: 0 },
-  { name: 'nginx', kind: 'unlike', home: 2, to: 1 },
+  { name: 'like-2', kind: 'like', home: 1, to: 2 },
+  { name: 'like-3', kind: 'like', home: 1, to: 2, stays: true },
+  { name: 'web-1', kind: 'like server', load: 'nginx', home: 0, to: 2 },
+  { name: 'web-2', kind: 'like server', load: 'nginx', home: 1, to: 2, stays: true },
+  { name: 'redis', kind: 'unlike', load: 'redis', home: 1, to: 0 },
+  { name: 'node', kind: 'unlike', load: 'node', home: 2, to: 1 },
 ];
 
 /** Embedded, small. */
@@ -36,15 +40,15 @@ const SMALL: readonly FleetGuest[] = [
 
 export const fleetOf = ({ small }: Setup): readonly FleetGuest[] => (small ? SMALL : FLEET);
 
-/** Those that move: so many of the like ones, and all that are unlike. */
+/** Those that move: at most so many of the like ones, and all others that don't stay. */
 export function moversOf(setup: Setup): readonly FleetGuest[] {
   let like = 0;
-  return fleetOf(setup).filter(({ kind }) => kind === 'unlike' || ++like <= setup.movers);
+  return fleetOf(setup).filter(({ kind, stays }) => stays !== true && (kind !== 'like' || ++like <= setup.movers));
 }
 
 /** Options for the driver's `run` of a like guest; no two write the same. */
 export async function likeOptions(setup: Setup, seed: number): Promise<{ argv: string[]; checkSocket: string }> {
-  const settings = `pagetide.template=0 pagetide.seed=${seed} pagetide.rate=${setup.rate} pagetide.beat=${BEAT_MS}`;
+  const settings = `pagetide.template=0 pagetide.seed=${seed} pagetide.rate=${setup.rate} pagetide.set=${setup.own} pagetide.beat=${BEAT_MS}`;
   return guestOptions({ memory: String(setup.mib), settings });
 }
 
@@ -56,7 +60,8 @@ async function optionsOf(guest: FleetGuest, at: number, setup: Setup): Promise<R
     return { memory: `${setup.mib}M`, seed, ...load };
   }
   if (guest.kind === 'like') return { ...(await likeOptions(setup, at + 1)) };
-  return { ...loadOptions(guest.name as Load, `pagetide.beat=${BEAT_MS} pagetide.seed=${at + 1}`) };
+  const load = guest.load!;
+  return { ...loadOptions(load, `pagetide.beat=${BEAT_MS} pagetide.seed=${at + 1} pagetide.rate=${PACED[load] ?? 1}`) };
 }
 
 /** One after the other, as booting takes all of a core. Resolves when all of them work. */
@@ -71,7 +76,7 @@ export async function startFleet(
     progress(`starting ${name}`);
     const driver = setup.small ? 'embedded' : 'qemu';
     await client.runGuest({ name, driver, options: await optionsOf(guest, at, setup), domain: DOMAIN });
-    const least = setup.small || guest.kind === 'unlike' ? 1 : Math.min(REWRITTEN, setup.rate * 10);
+    const least = setup.small || guest.load !== undefined ? 1 : Math.min(REWRITTEN, setup.rate * 10);
     await until(
       `${name} works`,
       async () => ((await client.showGuest(name)).stats?.operations ?? -1) >= least,

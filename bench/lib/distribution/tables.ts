@@ -3,7 +3,17 @@ import { NATIVE_METHODS, type NativeMethod } from '../qemu-native.ts';
 import { judge, median, type Pair } from '../statistics.ts';
 import type { Target } from '../types.ts';
 import { describePass } from './stage.ts';
-import { ARMS, MODES, type Arm, type Experiment, type MovingMode, type OtherMove, type OwnMove } from './types.ts';
+import {
+  ARMS,
+  KINDS,
+  MODES,
+  type Arm,
+  type Experiment,
+  type Kind,
+  type MovingMode,
+  type OtherMove,
+  type OwnMove,
+} from './types.ts';
 
 const MIB = 2 ** 20;
 /** Against QEMU's own of the same like guest. */
@@ -14,8 +24,15 @@ const COUNTERPART: Record<MovingMode, NativeMethod> = { 'pre-copy': 'pre-copy', 
 
 const sum = (numbers: readonly number[]): number => numbers.reduce((a, b) => a + b, 0);
 
+const agentsMs = ({ cpu }: Pick<OwnMove, 'cpu'>): number =>
+  sum(Object.entries(cpu.spentMs).flatMap(([who, ms]) => (who === 'guests' ? [] : [ms])));
+
+/** Of those that are not zero, percent. */
+const foundShare = ({ report: { frames } }: OwnMove): number =>
+  (100 * (frames.cache + frames.resident)) / Math.max(1, frames.total - frames.zero);
+
 /** Moves of one kind of guest by one mode in one arm, in rounds. */
-function roundsOf({ own }: Experiment, arm: Arm, kind: OwnMove['kind'], mode: MovingMode): OwnMove[][] {
+function roundsOf({ own }: Experiment, arm: Arm, kind: Kind, mode: MovingMode): OwnMove[][] {
   const picked = own.filter((move) => move.arm === arm && move.kind === kind && move.report.mode === mode);
   return [...new Set(picked.map(({ round }) => round))].map((round) => picked.filter((move) => move.round === round));
 }
@@ -74,7 +91,7 @@ export function targetsOf(experiment: Experiment): Target[] {
         ),
       );
       if (!judged) continue;
-      for (const kind of ['like', 'unlike'] as const) {
+      for (const kind of KINDS) {
         const cold = roundsOf(experiment, 'nothing', kind, mode);
         const of = (figure: (move: OwnMove) => number) => (round: number) => {
           const moves = cold.find((one) => one[0]!.round === round);
@@ -112,13 +129,14 @@ export function notesOf(experiment: Experiment): string[] {
   ];
   for (const arm of ARMS) {
     for (const mode of MODES) {
-      for (const kind of ['like', 'unlike'] as const) {
+      for (const kind of KINDS) {
         const moves = own.filter((one) => one.arm === arm && one.kind === kind && one.report.mode === mode);
         if (moves.length === 0) continue;
         const of = (figure: (move: OwnMove) => number, digits = 0): string => median(moves.map(figure)).toFixed(digits);
         notes.push(
-          `${kind}, ${mode}, ${arm}: ${of(({ linkBytes }) => linkBytes / MIB, 2)} MiB, ${of(({ report }) => report.ms.total)} ms, downtime ${of(({ report }) => report.ms.downtime ?? NaN, 1)} ms, ` +
+          `${kind}, ${mode}, ${arm}: ${of(({ linkBytes }) => linkBytes / MIB, 2)} MiB, ${of(({ report }) => report.ms.total)} ms (${of(({ report }) => report.ms.prepare ?? NaN)} until the switch), downtime ${of(({ report }) => report.ms.downtime ?? NaN, 1)} ms, ` +
             `longest gap ${of(({ report }) => report.longestGapMs ?? 0)} ms, ${of(({ report }) => report.faults.count)} faults, p99 ${of(({ report }) => report.faults.p99Us)} µs; ` +
+            `${of(foundShare)}% of its frames were there, agents spent ${of(agentsMs)} ms of CPU; ` +
             `${moves.filter(({ cpu }) => cpu.saturated).length} of ${moves.length} on a saturated machine`,
         );
       }
@@ -141,7 +159,7 @@ export function notesOf(experiment: Experiment): string[] {
   for (const { at, move } of fade)
     notes.push(`${at} min after the last pass: ${(move.linkBytes / MIB).toFixed(2)} MiB sent`);
   for (const { name, cpu } of marks) {
-    const agents = sum(Object.entries(cpu.spentMs).flatMap(([who, ms]) => (who === 'guests' ? [] : [ms])));
+    const agents = agentsMs({ cpu });
     notes.push(
       `${name}: ${(cpu.ms / 1000).toFixed(0)} s; agents ${((100 * agents) / cpu.ms).toFixed(1)}% of a core, guests ${((100 * (cpu.spentMs['guests'] ?? 0)) / cpu.ms).toFixed(1)}%, machine ${(100 * cpu.idle).toFixed(0)}% idle${cpu.saturated ? ': saturated' : ''}`,
     );

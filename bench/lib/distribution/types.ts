@@ -2,6 +2,7 @@
 import type { CpuUse } from '../cpu-use.ts';
 import type { ClusterAgent } from '../netns-cluster/agent.ts';
 import type { NativeMethod, NativeMove } from '../qemu-native.ts';
+import type { Load } from '../../../test/support/load-guest.ts';
 import type { MigrationReport } from '../../../src/migration/types.ts';
 
 /** `nothing`: caches are empty. `prepared`: distribution has run. `planned`: it has, and knew who would come. */
@@ -17,8 +18,10 @@ export interface Setup {
   small: boolean;
   /** Of each guest that is like others, MiB. */
   mib: number;
-  /** Operations a second of each guest. */
+  /** Pages that each like guest rewrites a second. */
   rate: number;
+  /** Share of its memory that each like guest rewrites, percent: what it has for itself in the end. */
+  own: number;
   /** Of each link, bits a second. */
   link: number;
   /** Of each cache, bytes. */
@@ -42,13 +45,20 @@ export interface Setup {
   offload: boolean;
 }
 
+/** `like`: others of the same template run, which check their memory. `like server`: another one runs the same real server. */
+export const KINDS = ['like', 'like server', 'unlike'] as const;
+export type Kind = (typeof KINDS)[number];
+
 export interface FleetGuest {
   name: string;
-  /** `like`: other guests of the fleet were made from the same template. */
-  kind: 'like' | 'unlike';
+  kind: Kind;
+  /** The real load that it runs; none: it is a like guest. */
+  load?: Load;
   /** Index of its host, and of the one that it moves to, where no guest like it runs. */
   home: number;
   to: number;
+  /** It runs, and is a reason to bring pages, but is not moved itself. */
+  stays?: boolean;
 }
 
 /** A host that the experiment runs on. */
@@ -65,7 +75,7 @@ export interface Measured {
 
 export interface OwnMove extends Measured {
   guest: string;
-  kind: FleetGuest['kind'];
+  kind: Kind;
   arm: Arm;
   round: number;
   report: MigrationReport;
