@@ -15,6 +15,8 @@ export class BatchPool {
   readonly #pool: Piscina<BatchTask, BatchResult>;
   readonly #room: number;
   #running = 0;
+  /** Of those that have ended, how many so recently that whoever had them made may not have asked for the next yet. */
+  #ending = 0;
   #waiting: (() => void)[] = [];
   /** Of background streams. */
   #waitingLast: (() => void)[] = [];
@@ -30,9 +32,13 @@ export class BatchPool {
     return this.#running < this.#room && !this.#closed;
   }
 
-  /** The same for a task of a background stream: only where nothing runs and nobody waits, so that none is behind it for longer than one takes. */
+  /**
+   * The same for a task of a background stream: only where nothing runs and nobody waits, so that none is behind it for longer than one takes.
+   * Not yet in the turn of the event loop in which a batch ended either: several may end in one, and who waits for them goes on after that, one
+   * after the other. Between them the pool only seems idle.
+   */
   get isIdle(): boolean {
-    return this.#running === 0 && this.#waiting.length === 0 && !this.#closed;
+    return this.#running + this.#ending === 0 && this.#waiting.length === 0 && !this.#closed;
   }
 
   /** Calls back once, when the pool {@link isIdle}; one at a time. */
@@ -57,7 +63,11 @@ export class BatchPool {
       this.#running--;
       // all for whom there is room: one that has no more use for it must not keep the next from being told
       while (this.hasRoom && this.#waiting.length > 0) this.#waiting.shift()?.();
-      while (this.isIdle && this.#waitingLast.length > 0) this.#waitingLast.shift()?.();
+      this.#ending++;
+      setImmediate(() => {
+        this.#ending--;
+        while (this.isIdle && this.#waitingLast.length > 0) this.#waitingLast.shift()?.();
+      });
     }
   }
 

@@ -91,8 +91,12 @@ void t.test('a domain that is removed while its pages flow', async (t) => {
   let open: () => void = () => undefined;
   world.bringer.gate = new Promise((resolve) => (open = resolve));
   const distributor = await world.distributor();
-  await until(() => world.bringer.errands.length > 0);
-  t.equal(world.bringer.errands[0]!.domain.name, 'd', 'the most important first');
+  await until(() => world.bringer.errands.length === 2);
+  t.same(
+    world.bringer.errands.map(({ domain }) => domain.name),
+    ['d', 'e'],
+    'the most important first, the next beside it',
+  );
   const [removed] = world.domains.splice(0, 1);
   const gone = distributor.domainRemoved(removed!);
   world.bringer.gate = undefined;
@@ -103,6 +107,22 @@ void t.test('a domain that is removed while its pages flow', async (t) => {
   t.equal(world.bringer.errands.filter(({ domain }) => domain.name === 'd').length, 1);
   await planned(world, distributor);
   t.equal(distributor.status().domains.length, 1);
+});
+
+void t.test('the next errand is given while one is under way; a third is not', async (t) => {
+  const world = await World.make(t, ['d']);
+  await world.like('d', tagsOf(...range(1, 3000)), { a: 4, b: 4 });
+  let open: () => void = () => undefined;
+  world.bringer.gate = new Promise((resolve) => (open = resolve));
+  const distributor = await world.distributor();
+  await until(() => world.bringer.errands.length === 2);
+  t.match(distributor.status(), { state: 'bringing', heldPages: 0 });
+  world.bringer.gate = undefined;
+  open();
+  await began(distributor);
+  t.equal(distributor.status().heldPages, 3000);
+  const keys = world.bringer.errands.flatMap(({ tags }) => keysOf(tags));
+  t.equal(new Set(keys).size, keys.length, 'each page is in one of them');
 });
 
 void t.test('the directory of one domain goes away and comes back', async (t) => {

@@ -27,7 +27,7 @@ export interface WireHost {
 }
 
 export type Order = { rates: Rates } | { bring: string[] } | { end: true };
-export type Event = { ready: string } | { counters: { pages: number; sent: number } };
+export type Event = { ready: string } | { began: true } | { counters: { pages: number; sent: number } };
 
 const MARK = 'd0'.repeat(16);
 const NUMBER = 7;
@@ -71,6 +71,11 @@ if (role === 'holder') {
     const half = count / 2;
     const first = Uint32Array.from({ length: half + 1 }, (_, i) => i * urls.length);
     const holder = Uint16Array.from({ length: half * urls.length }, (_, i) => i % urls.length);
+    const looks = setInterval(() => {
+      if (bringer.stats().pages === 0) return;
+      clearInterval(looks);
+      tell({ began: true });
+    }, 5);
     const halves = [0, half].map((from) => tags.subarray(from * TAG_BYTES, (from + half) * TAG_BYTES));
     await Promise.all(halves.map((tags) => bringer.bring({ domain, urls, tags, first, holder, value: 1 })));
   };

@@ -70,18 +70,19 @@ async function host(t: Test, namespace: string, settings: WireHost) {
   await until(() => lines.length > 0 || child.exitCode !== null);
   const first = JSON.parse(lines[0]!) as { ready: string };
   const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()));
+  const hasBegun = (): boolean => lines.length > 1;
   const last = (): Event => JSON.parse(lines.at(-1)!) as Event;
-  return { url: first.ready, order, ended, last };
+  return { url: first.ready, order, ended, hasBegun, last };
 }
 
-/** Most bytes in 100 ms. */
-function fullest(packets: readonly Packet[]): number {
+/** Most bytes in so many milliseconds. */
+function fullest(packets: readonly Packet[], ms = 100): number {
   let most = 0;
   let bytes = 0;
   let begin = 0;
   for (const packet of packets) {
     bytes += packet.bytes;
-    while (packet.atMs - packets[begin]!.atMs > 100) bytes -= packets[begin++]!.bytes;
+    while (packet.atMs - packets[begin]!.atMs > ms) bytes -= packets[begin++]!.bytes;
     most = Math.max(most, bytes);
   }
   return most;
@@ -89,6 +90,8 @@ function fullest(packets: readonly Packet[]): number {
 
 /** Waits for a part of the run to pass: what is tested here is what happens in a time. */
 const pass = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+
+t.setTimeout(120_000);
 
 void t.test('never above the peak, in any 100 ms, at either end', async (t) => {
   const wire = network(t);
@@ -118,11 +121,14 @@ void t.test('never above the peak, in any 100 ms, at either end', async (t) => {
   const capture = start(t, wire.b, ['python3', CAPTURE, 'wire']);
   await until(() => capture.lines.length > 0);
 
-  const at = [Date.now()];
+  const orderedMs = Date.now();
   puller.order({ bring: holders.map(({ url }) => url) });
+  // a worker's thread, and two handshakes
+  await until(() => puller.hasBegun());
+  const at: number[] = [];
   await pass(2500);
-  puller.order({ rates: high });
   at.push(Date.now());
+  puller.order({ rates: high });
   await pass(2500);
   for (const one of holders) one.order({ rates: slow });
   at.push(Date.now());
@@ -151,18 +157,8 @@ void t.test('never above the peak, in any 100 ms, at either end', async (t) => {
   t.ok(Math.max(...packets.map(({ bytes }) => bytes)) <= 1514, 'segments, as on a link');
   // an order needs a moment to be there: bytes granted before it may be within 100 ms of it
   const phase = (from: number, to: number): Packet[] => packets.filter(({ atMs }) => atMs >= from && atMs < to);
-  const phases = [phase(0, at[1]!), phase(at[1]!, at[2]!), phase(at[2]! + 300, Infinity)] as const;
-  const used = phases.map((part) => {
-    // from when pages came: the worker's thread has to start
-    const [first, last] = [part.find(({ data }) => data > 1000)!, part.at(-1)!];
-    return part.reduce((sum, { bytes }) => sum + bytes, 0) / ((last.atMs - first.atMs) / 1000);
-  });
-  t.comment(
-    'bytes a second',
-    used.map(Math.round),
-    'fullest 100 ms',
-    phases.map((part) => fullest(part)),
-  );
+  const phases = [phase(0, at[0]!), phase(at[0]!, at[1]!), phase(at[1]! + 300, Infinity)] as const;
+  for (const part of phases) t.comment('fullest second', fullest(part, 1000), 'fullest 100 ms', fullest(part));
   t.ok(fullest(phases[0]) <= low.peak / 10, 'the peak of who asks');
   t.ok(fullest(packets) <= high.peak / 10, 'also after a change, and over all');
   const ports = holders.map(({ url }) => Number(new URL(url).port));
@@ -171,9 +167,16 @@ void t.test('never above the peak, in any 100 ms, at either end', async (t) => {
     t.ok(fullest(its) <= slow.peak / 10, 'the peak of who has');
     t.ok(its.length > 100, 'and both are asked');
   }
-  // Not by asking for nothing. A floor against standing still, no measure of speed: how near the average it comes is not tested here.
-  t.ok(used[0]! > low.average * 0.1 && used[0]! <= low.average * 1.05, `${used[0]} bytes a second`);
-  t.ok(used[1]! > used[0]! * 1.3, `${used[1]} bytes a second`);
+  // Near the average in each phase's best second: other tests take the CPU for whole seconds, and with a peak so near nothing is caught up.
+  const averages = [low.average, high.average, 2 * slow.average];
+  for (const [i, average] of averages.entries()) {
+    const best = fullest(phases[i]!, 1000);
+    t.ok(best >= 0.6 * average, `${best} of ${average} bytes in a second`);
+  }
+  // and not above it since the beginning, a start from nothing
+  const first = phases[0].reduce((sum, { bytes }) => sum + bytes, 0);
+  const firstMs = at[0]! - orderedMs;
+  t.ok(first <= (low.average * firstMs) / 1000, `${first} bytes in ${firstMs} ms`);
 
   const unmarked = packets.filter(({ tos, data }) => data > 0 && (tos & 0xfc) !== 4);
   t.equal(unmarked.filter(({ to }) => ports.includes(to)).length, 0, 'all that asks is marked');
