@@ -157,8 +157,11 @@ export class DistributionControl implements DistributionService {
     const { state, lastPlan } = distributor.status();
     return {
       state,
-      // whichever of its two ends it was stamped at
-      planAgeMs: lastPlan === null ? null : Math.max(0, now() - lastPlan.at) + lastPlan.tookMs,
+      // whichever of its two ends it was stamped at. A plan that the domain's directory had no part in says nothing of the domain
+      planAgeMs:
+        lastPlan === null || lastPlan.away.includes(record.name)
+          ? null
+          : Math.max(0, now() - lastPlan.at) + lastPlan.tookMs,
       explanation: await distributor.explain(record.name, tags, likelihood),
     };
   }

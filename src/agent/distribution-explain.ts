@@ -138,7 +138,10 @@ async function presentAt(parts: ExplainParts, name: string, url: string, tags: U
   }
 }
 
-/** In pieces of {@link MOST_EXPLAINED}; state and age are those of the last one, which is the youngest. */
+/**
+ * In pieces of {@link MOST_EXPLAINED}. The state is that of the last one. The age is the greatest of all: a plan may be made between two of
+ * them, and what the first ones were told is then of the plan before.
+ */
 async function ask(
   { domains, connect, hostMs = HOST_MS }: ExplainParts,
   name: string,
@@ -158,8 +161,17 @@ async function ask(
       sum =
         sum === undefined
           ? answer
-          : { ...answer, explanation: addHostExplanations(sum.explanation, answer.explanation) };
+          : {
+              ...answer,
+              planAgeMs: olderOf(sum.planAgeMs, answer.planAgeMs),
+              explanation: addHostExplanations(sum.explanation, answer.explanation),
+            };
     }
     return sum!;
   });
+}
+
+/** Null: there was none yet. */
+function olderOf(a: number | null, b: number | null): number | null {
+  return a === null || b === null ? null : Math.max(a, b);
 }

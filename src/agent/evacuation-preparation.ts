@@ -100,7 +100,7 @@ export class Preparation {
     const end = this.#startedAt + this.#mostMs;
     for (;;) {
       const lookedAt = performance.now();
-      const isOver = await this.#look(plannedAt);
+      const isOver = await this.#look(plannedAt, end);
       if (this.#stopped.signal.aborted) return this.#end('stopped');
       if (isOver) return this.#end('brought');
       const left = end - performance.now();
@@ -145,16 +145,28 @@ export class Preparation {
     return how;
   }
 
-  /** Whether nothing is left to be brought. */
-  async #look(plannedAt: number): Promise<boolean> {
+  /** Whether nothing is left to be brought. A look that is not done at the end tells nothing: targets that are slow may take long. */
+  async #look(plannedAt: number, end: number): Promise<boolean> {
+    const done = new AbortController();
+    const signal = AbortSignal.any([this.#stopped.signal, done.signal]);
+    const over = delay(Math.max(0, end - performance.now()), 'over' as const, { signal }).catch(() => 'over' as const);
+    try {
+      return await this.#lookAt(plannedAt, over);
+    } finally {
+      done.abort();
+    }
+  }
+
+  async #lookAt(plannedAt: number, over: Promise<'over'>): Promise<boolean> {
     const figures = { pages: 0, there: 0, queuedBytes: 0 };
     const silent = new Set<string>();
     const planning = new Set<string>();
     for (const guest of this.#guests) {
-      if (this.#stopped.signal.aborted) return false;
       const askedAt = performance.now();
       // one of which nothing is known is not waited for: it may have ended, or was never watched
-      const explained = await this.#preparer.explain(guest, this.#urls).catch(() => undefined);
+      const explaining = this.#preparer.explain(guest, this.#urls).catch(() => undefined);
+      const explained = await Promise.race([explaining, over]);
+      if (explained === 'over') return false;
       for (const host of explained?.hosts ?? []) {
         if (!this.#urls.some((url) => sameOrigin(url, host.url))) continue;
         const { explanation, state } = host;

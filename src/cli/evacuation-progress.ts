@@ -48,12 +48,32 @@ export function formatPreparation({
   ].join('; ');
 }
 
+/** `nothing was left to be brought; 99% of pages there, after 45 s`. Undefined: it goes on. */
+export function formatPrepared({
+  ended,
+  pages,
+  there,
+  queuedBytes,
+  silent,
+  elapsedMs,
+}: PreparationInfo): string | undefined {
+  if (ended === null) return undefined;
+  const how = {
+    brought: 'nothing was left to be brought',
+    time: `its time was over, ${formatSize(queuedBytes)} still to come`,
+    stopped: `it was stopped, ${formatSize(queuedBytes)} still to come`,
+  }[ended];
+  const notes = silent.length === 0 ? [] : [`no answer of ${silent.join(', ')}`];
+  return [how, `${percent(there, pages)}% of pages there`, ...notes, `after ${formatDuration(elapsedMs)}`].join('; ');
+}
+
 /** As lines of a migration each, and one at every change of their number. */
 export class EvacuationLines implements EvacuationView {
   readonly #write: (line: string) => void;
   readonly #guests = new Map<string, LineView>();
   readonly #told = new Map<string, string>();
   #counts = '';
+  #isPrepared = false;
   #ended = false;
 
   constructor(write: (line: string) => void) {
@@ -67,6 +87,7 @@ export class EvacuationLines implements EvacuationView {
       this.#prepares(info.preparation);
       return;
     }
+    this.#prepared(info);
     const counts = formatCounts(info);
     if (counts !== this.#counts) this.#write(counts);
     this.#counts = counts;
@@ -78,6 +99,13 @@ export class EvacuationLines implements EvacuationView {
     const figures = line.slice(0, line.lastIndexOf(';'));
     if (figures !== this.#counts) this.#write(line);
     this.#counts = figures;
+  }
+
+  #prepared({ preparation }: EvacuationInfo): void {
+    const line = preparation === undefined || this.#isPrepared ? undefined : formatPrepared(preparation);
+    if (line === undefined) return;
+    this.#isPrepared = true;
+    this.#write(`prepared: ${line}`);
   }
 
   #guest(guest: EvacuatedGuest): void {
@@ -113,6 +141,7 @@ class EvacuationBars implements EvacuationView {
   readonly #guests = new Map<string, { bar: Bar; rate: Rate }>();
   readonly #all: Bar;
   readonly #told = new Map<string, string>();
+  #isPrepared = false;
   #ended = false;
 
   constructor(stream: NodeJS.WriteStream, Bars: MultiBarClass) {
@@ -139,8 +168,16 @@ class EvacuationBars implements EvacuationView {
       this.#all.update(there, { counts: formatPreparation(info.preparation) });
       return;
     }
+    this.#prepared(info);
     this.#all.setTotal(Math.max(1, info.guests.length));
     this.#all.update(info.totals.moved + info.totals.stay, { counts: formatCounts(info) });
+  }
+
+  #prepared({ preparation }: EvacuationInfo): void {
+    const line = preparation === undefined || this.#isPrepared ? undefined : formatPrepared(preparation);
+    if (line === undefined) return;
+    this.#isPrepared = true;
+    this.say(`prepared: ${line}`);
   }
 
   #guest(guest: EvacuatedGuest): void {

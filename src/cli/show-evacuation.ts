@@ -1,6 +1,7 @@
 /** An evacuation as people read it: planned, or ended. */
 import type { EvacuatedGuest, EvacuationInfo } from '../agent/service.ts';
 import { formatMillis, formatSize } from '../agent/units.ts';
+import { formatPrepared } from './evacuation-progress.ts';
 import { pairs, table } from './table.ts';
 
 /** A line a guest, then the sums. */
@@ -25,7 +26,7 @@ function showPlan({ guests }: EvacuationInfo): string {
   return `${table(['GUEST', 'TO', 'MEMORY', 'PAGES', 'NOTE'], rows)}\n\n${sum}`;
 }
 
-function showEnd({ guests, totals, elapsedMs }: EvacuationInfo): string {
+function showEnd({ guests, totals, elapsedMs, preparation }: EvacuationInfo): string {
   const rows = guests.map((guest) => {
     const { report } = guest;
     return [
@@ -44,7 +45,9 @@ function showEnd({ guests, totals, elapsedMs }: EvacuationInfo): string {
     .filter((name) => frames[name] > 0)
     .map((name) => `${name} ${frames[name]}`)
     .join(', ');
+  const prepared = preparation === undefined ? undefined : formatPrepared(preparation);
   const sums = pairs([
+    ...(prepared === undefined ? [] : [['prepared', prepared] as [string, string]]),
     ['guests', `${moved} moved, ${stay} stay`],
     ['frames', `${frames.total}${classes === '' ? '' : `: ${classes}`}`],
     [

@@ -24,7 +24,7 @@ export interface ExplainQuestion {
 /** What a member of a domain answers about tags. */
 export interface TagsExplained {
   state: DistributionState;
-  /** Since the last plan there began, milliseconds; null: none was made yet. */
+  /** Since the last plan there began, milliseconds; null: none was made yet, or the directory did not answer it. */
   planAgeMs: number | null;
   explanation: HostExplanation;
 }

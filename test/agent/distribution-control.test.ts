@@ -182,3 +182,29 @@ void t.test('a preparation waits until each target has planned with it, and has 
     t.equal(await idle.wait(), 'brought', 'nobody waits for a host that brings nothing');
   }
 });
+
+void t.test('targets that take long to answer do not outlast its time, nor a stop', async (t) => {
+  let asked: (() => void) | undefined;
+  const preparer = {
+    hold: () => Promise.resolve(() => Promise.resolve()),
+    explain: (guest: string): Promise<ExplainedGuest> => {
+      if (guest === 'web1')
+        return Promise.resolve({ guest, domain: 'shop', pages: 100, stable: true, hosts: [host({})] });
+      asked?.();
+      return new Promise(() => undefined);
+    },
+  };
+  const log = pino({ level: 'silent' });
+  const made = (mostMs: number) => new Preparation(preparer, ['web1', 'web2'], [B], mostMs, log, 1);
+  const late = made(20);
+  await late.begin();
+  t.equal(await late.wait(), 'time');
+  t.match(late.info(), { pages: 0, ended: 'time' }, 'no sum of some guests only');
+  const stopped = made(60_000);
+  await stopped.begin();
+  const asking = new Promise<void>((resolve) => (asked = resolve));
+  const over = stopped.wait();
+  await asking;
+  stopped.stop();
+  t.equal(await over, 'stopped');
+});

@@ -25,13 +25,16 @@ interface Answering {
   asked: [string, number, number | undefined][];
 }
 
-/** host-b, which has the domain `shop` with host-a. */
-async function answering(t: Test): Promise<Answering> {
+/**
+ * host-b, which has the domain `shop` with host-a.
+ * @param ages since its last plan at each question; the last one counts for all further ones @param away domains that had no part in it
+ */
+async function answering(t: Test, ages = [1000], away: string[] = []): Promise<Answering> {
   const asked: Answering['asked'] = [];
   const record = { id: DOMAIN, name: 'shop' };
   const parts: Pick<DistributionControlParts, 'distributor' | 'domains' | 'now'> = {
     distributor: {
-      status: () => distributionInfo,
+      status: () => ({ ...distributionInfo, lastPlan: { ...distributionInfo.lastPlan!, away } }),
       ...{ pause: () => undefined, resume: () => undefined, setRates: () => undefined, setBudget: () => undefined },
       explain: (domain, tags, likelihood) => {
         const pages = tags.length / TAG_BYTES;
@@ -44,7 +47,7 @@ async function answering(t: Test): Promise<Answering> {
       byId: (id) => (id === DOMAIN ? (record as never) : undefined),
       members: (name) => (name === 'shop' ? [{ host: 'host-a', url: 'https://127.0.0.1:1' }] : []),
     },
-    now: () => distributionInfo.lastPlan!.at + 1000,
+    now: () => distributionInfo.lastPlan!.at + (ages.length > 1 ? ages.shift()! : ages[0]!),
   };
   const service = new FakeService();
   service.distribution = new DistributionControl(parts as DistributionControlParts);
@@ -110,6 +113,20 @@ void t.test('a host of the domain is told, by its certificate; many pages in pie
   t.match(await explainGuest(parts, 'web1', () => false), { hosts: [] });
   await t.rejects(explainGuest(parts, 'web2'), { code: 'PT_GUEST_STATE' });
 });
+
+void t.test(
+  'a plan that is made between two pieces is not that of the first; one without the directory is none',
+  async (t) => {
+    const member = async (...how: [number[], string[]?]) => ({ host: 'host-b', url: (await answering(t, ...how)).url });
+    const { parts } = asking(await member([60_000, 5]), MOST_EXPLAINED + 3, hostA);
+    const { hosts } = await explainGuest(parts, 'web1');
+    t.equal(hosts[0]!.planAgeMs, 60_000 + distributionInfo.lastPlan!.tookMs);
+    const without = asking(await member([1], ['shop']), 1, hostA);
+    t.match((await explainGuest(without.parts, 'web1')).hosts, [{ planAgeMs: null, explanation: { pages: 1 } }]);
+    const other = asking(await member([1], ['bank']), 1, hostA);
+    t.not((await explainGuest(other.parts, 'web1')).hosts[0]!.planAgeMs, null);
+  },
+);
 
 void t.test('who is no host of the domain is told nothing, and the wrong host nothing either', async (t) => {
   const { url, asked } = await answering(t);

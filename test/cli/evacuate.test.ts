@@ -101,9 +101,16 @@ void t.test('--prepare: what is asked for, what is brought, then who moves', asy
       preparation: { ...preparation, there: 200, queuedBytes: 0, silent: [], ended: 'brought' },
     }),
   );
-  const { code, stdout } = await cli.finished;
+  const { code, stdout, stderr } = await cli.finished;
   t.equal(code, 1, 'a guest stays');
-  t.match(stdout, /1 moved, 1 stay/);
+  t.match(stdout, /prepared +nothing was left to be brought; 100% of pages there; after 45 s\nguests +1 moved, 1 stay/);
+  t.equal(stderr.match(/^prepared: nothing was left/gm)?.length, 1, 'once');
+
+  service.evacuation = evacuationInfo('ended', { preparation: { ...preparation, silent: [TO], ended: 'time' } });
+  t.match(await runCli(t, ['evacuate', '--to', TO, '--prepare=10m', ...at]), {
+    stdout: /prepared +its time was over, 8 MiB still to come; 63% of pages there; no answer of http:\S+; after 45 s\n/,
+    stderr: /^prepared: its time was over/m,
+  });
 
   service.evacuation = evacuationInfo('ended');
   await runCli(t, ['evacuate', '--to', TO, '--prepare', ...at]);

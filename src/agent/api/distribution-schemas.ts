@@ -110,7 +110,9 @@ const hostExplanation = z
   .meta({ id: 'HostExplanation' });
 
 const state = z.enum(DISTRIBUTION_STATES);
-const planAgeMs = figure.nullable().meta({ description: 'Since the last plan there began; null: there was none.' });
+const planAgeMs = figure
+  .nullable()
+  .meta({ description: 'Since the last plan there began; null: there was none, or the directory did not answer it.' });
 
 export const explainedGuest = z
   .object({
