@@ -1,19 +1,21 @@
 /**
  * The manifest of a guest that leaves, made while it runs and finished while it stands still.
  *
- *   open ──► build ────────────────► catchUp ──────────► finish ──► untrack, close
- *            arm, tag every frame    what was written    guest paused: the rest,
- *              │                     since, some passes  and the end of the manifest
- *              │                                           ▲
- *              └─► tellAll ─► rescan ─┬─► tellChanged ─┐   │     where memory is copied in rounds (copying.ts):
- *                               ▲     │                │   │     each round is told as a manifest of its own, with its end
- *                               └─────│────────────────┘   │
- *                                     └────────────────────┘
+ *   open ──► begin ──► offer ──► complete ──► tell ──► catchUp ──────────► finish ──► untrack, close
+ *            arm, and tag        what begin     │      what was written    guest paused: the rest,
+ *            every frame         left out       │      since, some passes  and the end of the manifest
+ *                                               │                            ▲
+ *                                               └─► tellAll ─► rescan ─┬─► tellChanged ─┐   where memory is copied in rounds (copying.ts):
+ *                                                                ▲     │                │   each round is told as a manifest of its own, with its end
+ *                                                                └─────│────────────────┘
+ *                                                                      └──► catchUp or finish
  *
  * Tags that a watch has kept fresh ({@link GuestWatch.handOver}) are taken over with their tracker. Where the guest's devices are always
  * the same, what was tagged then and not written since is not tagged again. Elsewhere a disk that wrote behind the tracking may have
  * been plugged in and out again since, and left a tag that is old; an old tag would bring the old page from a cache. What is there now
- * is asked for first, so tagging every frame once more, after a scan and while the guest runs, makes them right. Why no write is lost is argued in ../pages/guest-tags.ts: the last pass runs while the guest
+ * is asked for first, so tagging every frame once more, after a scan and while the guest runs, makes them right. That takes as long as the
+ * destination takes to get ready, so it is offered the old tags meanwhile, as the guess that they are: all frames are due before anything is
+ * offered, whatever becomes another tag is told, and no manifest is finished with a frame that is due. Why no write is lost is argued in ../pages/guest-tags.ts: the last pass runs while the guest
  * stands still, hence its manifest is that of the memory that the destination gets, however many rounds were told before.
  *
  * Frames that lost their page (holes punched into the file) are not reported as written. That something of the kind was done to a file makes all of
@@ -39,7 +41,7 @@
 import { PagetideError } from '../errors.ts';
 import type { WriteTracking } from '../guests/tracking.ts';
 import type { GuestTags } from '../pages/guest-tags.ts';
-import type { Manifest } from '../pages/manifest.ts';
+import { CHUNK_FRAMES, type Manifest } from '../pages/manifest.ts';
 import { isZeroTag } from '../pages/tag-runs.ts';
 import { encodeChangedTags, encodeChunks, encodeManifestEnd } from '../transport/wire-tags.ts';
 
@@ -78,6 +80,7 @@ export class GuestScan {
   readonly #options: GuestScanOptions;
   /** Undefined: nobody has asked yet. */
   #tracking: WriteTracking | undefined;
+  #isOffered = false;
   #scannedAt = 0;
   #unlocated = 0;
   #tagged = { frames: 0, ms: 0 };
@@ -91,7 +94,14 @@ export class GuestScan {
 
   /** Makes the manifest while the guest runs. @throws PagetideError also `PT_CANCELLED` when it is closed meanwhile */
   async build(): Promise<void> {
+    await this.begin();
+    await this.complete();
+  }
+
+  /** The same, but for what {@link complete} does: it is quick where the tags were handed over. */
+  async begin(): Promise<void> {
     const tags = this.#tags;
+    let isAgain = false;
     if (!tags.tracked) {
       await tags.track();
       this.#scannedAt = performance.now();
@@ -100,8 +110,26 @@ export class GuestScan {
     } else {
       await this.#scan();
       // what was tagged so far may be behind what devices wrote
-      if (this.#drained !== undefined || this.#options.constant !== true) tags.markAll();
+      isAgain = this.#drained !== undefined || this.#options.constant !== true;
     }
+    // where the last pass reads all, how long that takes has to be known
+    if (isAgain && this.readsAll) tags.markAll();
+    await this.#tagDue();
+    if (isAgain && !this.readsAll) tags.markAll();
+    else await this.catchUp();
+  }
+
+  /** Tags of all chunks, as far as they are known: what is told after {@link tell} is what has become another one since this was called first. After {@link begin}. */
+  offer(): Uint8Array {
+    const tags = this.manifest.chunkTags();
+    if (!this.#isOffered) this.#tags.changed.fill(0);
+    this.#isOffered = true;
+    return tags;
+  }
+
+  /** What {@link begin} left out, while the guest runs. @throws PagetideError as {@link build} */
+  async complete(): Promise<void> {
+    if (!this.#tags.isDue) return;
     await this.#tagDue();
     await this.catchUp();
   }
@@ -128,7 +156,9 @@ export class GuestScan {
     }
   }
 
-  /** Frames that tell the destination the chunks that it asked for: [first chunk, count, …], in order. Once, after {@link build}.
+  /**
+   * Frames that tell the destination the chunks that it asked for, [first chunk, count, …] in order, and what of the others is not as it was
+   * offered. Once, after {@link complete}.
    * @throws PagetideError `PT_PEER_FAILED` */
   tell(wanted: readonly number[]): Buffer[] {
     // from outside: what is in order is at most all chunks, once
@@ -139,8 +169,12 @@ export class GuestScan {
         throw new PagetideError('PT_PEER_FAILED', 'the destination asks for chunks that this manifest lacks');
       end = first + count;
     }
-    this.#tags.changed.fill(0);
-    return encodeChunks(this.manifest, wanted);
+    const { changed } = this.#tags;
+    for (let i = 0; i < wanted.length; i += 2)
+      changed.fill(0, wanted[i]! * CHUNK_FRAMES, (wanted[i]! + wanted[i + 1]!) * CHUNK_FRAMES);
+    const frames = [...encodeChunks(this.manifest, wanted), ...encodeChangedTags(this.manifest, changed)];
+    changed.fill(0);
+    return frames;
   }
 
   /** The same with the end of this manifest: the first round. @throws PagetideError `PT_PEER_FAILED` */
