@@ -14,9 +14,21 @@
  * the same, what was tagged then and not written since is not tagged again. Elsewhere a disk that wrote behind the tracking may have
  * been plugged in and out again since, and left a tag that is old; an old tag would bring the old page from a cache. What is there now
  * is asked for first, so tagging every frame once more, after a scan and while the guest runs, makes them right. That takes as long as the
- * destination takes to get ready, so it is offered the old tags meanwhile, as the guess that they are: all frames are due before anything is
- * offered, whatever becomes another tag is told, and no manifest is finished with a frame that is due. Why no write is lost is argued in ../pages/guest-tags.ts: the last pass runs while the guest
- * stands still, hence its manifest is that of the memory that the destination gets, however many rounds were told before.
+ * destination takes to get ready, so it is offered the old tags meanwhile, as the guess that they are.
+ *
+ * Why no tag that is old is left at the switch:
+ *
+ *   written after its frame was read    the scan that armed it came before the reading, so a later one reports it: the last of them,
+ *   (also right before the pause)       in `finish`, when the guest stands still and every write has been made. It is read after that
+ *   old when it was handed over         every frame is due (`begin`) before the old tags are offered, and nothing but `tagDue` takes that back,
+ *                                       as it reads the frame; `finish` reads what is due still, also where `complete` failed or never ran
+ *   a device that wrote behind it       it was unplugged before the scan in `begin`, its I/O waited for, and `complete` reads later than that;
+ *                                       or it is seen after this scan or the next one, as below
+ *   offered, then another               `changed` is set for all that becomes another tag since the first offer, whether the destination knows
+ *                                       the chunk of that offer or of one that was repeated meanwhile; what it doesn't know is told whole
+ *
+ * The digest of the last manifest, which both sides make, tells if one was lost. Why no write is lost is argued in ../pages/guest-tags.ts.
+ * So the last manifest is that of the memory that the destination gets, however many rounds were told before.
  *
  * Frames that lost their page (holes punched into the file) are not reported as written. That something of the kind was done to a file makes all of
  * its frames due ({@link GuestTags.scan}), and what is due is read: a hole as zeros.
@@ -119,7 +131,10 @@ export class GuestScan {
     else await this.catchUp();
   }
 
-  /** Tags of all chunks, as far as they are known: what is told after {@link tell} is what has become another one since this was called first. After {@link begin}. */
+  /**
+   * Tags of all chunks, as far as they are known; {@link tell} tells what has become another one since this was called first. Also while
+   * {@link complete} is under way: a chunk that is half tagged has a tag that is known nowhere, or one that its frames did have. After {@link begin}.
+   */
   offer(): Uint8Array {
     const tags = this.manifest.chunkTags();
     if (!this.#isOffered) this.#tags.changed.fill(0);
@@ -159,7 +174,8 @@ export class GuestScan {
   /**
    * Frames that tell the destination the chunks that it asked for, [first chunk, count, …] in order, and what of the others is not as it was
    * offered. Once, after {@link complete}.
-   * @throws PagetideError `PT_PEER_FAILED` */
+   * @throws PagetideError `PT_PEER_FAILED`
+   */
   tell(wanted: readonly number[]): Buffer[] {
     // from outside: what is in order is at most all chunks, once
     let end = 0;

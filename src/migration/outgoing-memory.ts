@@ -37,6 +37,7 @@ export class OutgoingMemory {
   #domain: Domain | undefined;
   #claim: DomainClaim | undefined;
   #told = false;
+  #telling: Promise<void> | undefined;
   #completing: Promise<void> | undefined;
   #settling: Promise<void> | undefined;
   /** The manifest is that of the guest as it was handed over. */
@@ -122,14 +123,18 @@ export class OutgoingMemory {
   }
 
   /**
-   * The page server keeps what is told, and tells it to every connection that comes: once is enough.
+   * The page server keeps what is told, and tells it to every connection that comes: once is enough. Asked for again it ends as the first does.
    * @throws PagetideError also what {@link GuestScan.complete} throws
    */
-  async tell(wants: readonly number[]): Promise<void> {
-    if (this.#told || this.#scan === undefined) return;
+  tell(wants: readonly number[]): Promise<void> {
+    if (this.#scan === undefined) return Promise.resolve();
+    return (this.#telling ??= this.#tell(this.#scan, wants));
+  }
+
+  async #tell(scan: GuestScan, wants: readonly number[]): Promise<void> {
+    await this.#completing; // whoever else would use the tags meanwhile waits for this, too
+    await this.tellFrames(scan.tellAll(wants));
     this.#told = true;
-    await this.#completing;
-    await this.tellFrames(this.#scan.tellAll(wants));
   }
 
   /** Tags of a further round, and its end. */

@@ -82,7 +82,8 @@ interface QomEntry {
 }
 
 /**
- * What decides how far writes can be tracked ({@link trackingOf}), and no more: it is asked after every scan, also of a guest that is about to stop.
+ * What decides how far writes can be tracked ({@link trackingOf}), and no more: it is asked after every scan, also of a guest that is about
+ * to stop, and one question is answered sooner than ten.
  * @throws as {@link collectInventory}
  */
 export async function collectDisks(qmp: QmpClient, pid: number): Promise<Pick<Inventory, 'block' | 'commandLine'>> {
