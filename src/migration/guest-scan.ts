@@ -1,20 +1,34 @@
 /**
  * The manifest of a guest that leaves, made while it runs and finished while it stands still.
  *
- *   open ──► build ────────────────► catchUp ──────────► finish ──► untrack, close
- *            arm, tag every frame    what was written    guest paused: the rest,
- *              │                     since, some passes  and the end of the manifest
- *              │                                           ▲
- *              └─► tellAll ─► rescan ─┬─► tellChanged ─┐   │     where memory is copied in rounds (copying.ts):
- *                               ▲     │                │   │     each round is told as a manifest of its own, with its end
- *                               └─────│────────────────┘   │
- *                                     └────────────────────┘
+ *   open ──► begin ──► offer ──► complete ──► tell ──► catchUp ──────────► finish ──► untrack, close
+ *            arm, and tag        what begin     │      what was written    guest paused: the rest,
+ *            every frame         left out       │      since, some passes  and the end of the manifest
+ *                                               │                            ▲
+ *                                               └─► tellAll ─► rescan ─┬─► tellChanged ─┐   where memory is copied in rounds (copying.ts):
+ *                                                                ▲     │                │   each round is told as a manifest of its own, with its end
+ *                                                                └─────│────────────────┘
+ *                                                                      └──► catchUp or finish
  *
  * Tags that a watch has kept fresh ({@link GuestWatch.handOver}) are taken over with their tracker. Where the guest's devices are always
  * the same, what was tagged then and not written since is not tagged again. Elsewhere a disk that wrote behind the tracking may have
  * been plugged in and out again since, and left a tag that is old; an old tag would bring the old page from a cache. What is there now
- * is asked for first, so tagging every frame once more, after a scan and while the guest runs, makes them right. Why no write is lost is argued in ../pages/guest-tags.ts: the last pass runs while the guest
- * stands still, hence its manifest is that of the memory that the destination gets, however many rounds were told before.
+ * is asked for first, so tagging every frame once more, after a scan and while the guest runs, makes them right. That takes as long as the
+ * destination takes to get ready, so it is offered the old tags meanwhile, as the guess that they are.
+ *
+ * Why no tag that is old is left at the switch:
+ *
+ *   written after its frame was read    the scan that armed it came before the reading, so a later one reports it: the last of them,
+ *   (also right before the pause)       in `finish`, when the guest stands still and every write has been made. It is read after that
+ *   old when it was handed over         every frame is due (`begin`) before the old tags are offered, and nothing but `tagDue` takes that back,
+ *                                       as it reads the frame; `finish` reads what is due still, also where `complete` failed or never ran
+ *   a device that wrote behind it       it was unplugged before the scan in `begin`, its I/O waited for, and `complete` reads later than that;
+ *                                       or it is seen after this scan or the next one, as below
+ *   offered, then another               `changed` is set for all that becomes another tag since the first offer, whether the destination knows
+ *                                       the chunk of that offer or of one that was repeated meanwhile; what it doesn't know is told whole
+ *
+ * The digest of the last manifest, which both sides make, tells if one was lost. Why no write is lost is argued in ../pages/guest-tags.ts.
+ * So the last manifest is that of the memory that the destination gets, however many rounds were told before.
  *
  * Frames that lost their page (holes punched into the file) are not reported as written. That something of the kind was done to a file makes all of
  * its frames due ({@link GuestTags.scan}), and what is due is read: a hole as zeros.
@@ -39,7 +53,7 @@
 import { PagetideError } from '../errors.ts';
 import type { WriteTracking } from '../guests/tracking.ts';
 import type { GuestTags } from '../pages/guest-tags.ts';
-import type { Manifest } from '../pages/manifest.ts';
+import { CHUNK_FRAMES, type Manifest } from '../pages/manifest.ts';
 import { isZeroTag } from '../pages/tag-runs.ts';
 import { encodeChangedTags, encodeChunks, encodeManifestEnd } from '../transport/wire-tags.ts';
 
@@ -78,6 +92,7 @@ export class GuestScan {
   readonly #options: GuestScanOptions;
   /** Undefined: nobody has asked yet. */
   #tracking: WriteTracking | undefined;
+  #isOffered = false;
   #scannedAt = 0;
   #unlocated = 0;
   #tagged = { frames: 0, ms: 0 };
@@ -91,7 +106,14 @@ export class GuestScan {
 
   /** Makes the manifest while the guest runs. @throws PagetideError also `PT_CANCELLED` when it is closed meanwhile */
   async build(): Promise<void> {
+    await this.begin();
+    await this.complete();
+  }
+
+  /** The same, but for what {@link complete} does: it is quick where the tags were handed over. */
+  async begin(): Promise<void> {
     const tags = this.#tags;
+    let isAgain = false;
     if (!tags.tracked) {
       await tags.track();
       this.#scannedAt = performance.now();
@@ -100,8 +122,29 @@ export class GuestScan {
     } else {
       await this.#scan();
       // what was tagged so far may be behind what devices wrote
-      if (this.#drained !== undefined || this.#options.constant !== true) tags.markAll();
+      isAgain = this.#drained !== undefined || this.#options.constant !== true;
     }
+    // where the last pass reads all, how long that takes has to be known
+    if (isAgain && this.readsAll) tags.markAll();
+    await this.#tagDue();
+    if (isAgain && !this.readsAll) tags.markAll();
+    else await this.catchUp();
+  }
+
+  /**
+   * Tags of all chunks, as far as they are known; {@link tell} tells what has become another one since this was called first. Also while
+   * {@link complete} is under way: a chunk that is half tagged has a tag that is known nowhere, or one that its frames did have. After {@link begin}.
+   */
+  offer(): Uint8Array {
+    const tags = this.manifest.chunkTags();
+    if (!this.#isOffered) this.#tags.changed.fill(0);
+    this.#isOffered = true;
+    return tags;
+  }
+
+  /** What {@link begin} left out, while the guest runs. @throws PagetideError as {@link build} */
+  async complete(): Promise<void> {
+    if (!this.#tags.isDue) return;
     await this.#tagDue();
     await this.catchUp();
   }
@@ -128,8 +171,11 @@ export class GuestScan {
     }
   }
 
-  /** Frames that tell the destination the chunks that it asked for: [first chunk, count, …], in order. Once, after {@link build}.
-   * @throws PagetideError `PT_PEER_FAILED` */
+  /**
+   * Frames that tell the destination the chunks that it asked for, [first chunk, count, …] in order, and what of the others is not as it was
+   * offered. Once, after {@link complete}.
+   * @throws PagetideError `PT_PEER_FAILED`
+   */
   tell(wanted: readonly number[]): Buffer[] {
     // from outside: what is in order is at most all chunks, once
     let end = 0;
@@ -139,8 +185,12 @@ export class GuestScan {
         throw new PagetideError('PT_PEER_FAILED', 'the destination asks for chunks that this manifest lacks');
       end = first + count;
     }
-    this.#tags.changed.fill(0);
-    return encodeChunks(this.manifest, wanted);
+    const { changed } = this.#tags;
+    for (let i = 0; i < wanted.length; i += 2)
+      changed.fill(0, wanted[i]! * CHUNK_FRAMES, (wanted[i]! + wanted[i + 1]!) * CHUNK_FRAMES);
+    const frames = [...encodeChunks(this.manifest, wanted), ...encodeChangedTags(this.manifest, changed)];
+    changed.fill(0);
+    return frames;
   }
 
   /** The same with the end of this manifest: the first round. @throws PagetideError `PT_PEER_FAILED` */

@@ -37,6 +37,8 @@ export class OutgoingMemory {
   #domain: Domain | undefined;
   #claim: DomainClaim | undefined;
   #told = false;
+  #telling: Promise<void> | undefined;
+  #completing: Promise<void> | undefined;
   #settling: Promise<void> | undefined;
   /** The manifest is that of the guest as it was handed over. */
   #finished = false;
@@ -73,18 +75,21 @@ export class OutgoingMemory {
   }
 
   /**
-   * Makes the manifest while the guest runs, once; a preparation that is repeated offers the same.
+   * Makes the manifest while the guest runs, once; a preparation that is repeated offers it as it is then. Some of it may be made while the
+   * destination gets ready: {@link tell} waits for that.
    * @param isWanted asked when something has taken its time; where it isn't any more, nothing is left of it
    * @throws PagetideError `PT_CANCELLED` then, and what {@link GuestScan.build} throws
    */
   async build(vmm: Vmm, isWanted: () => boolean): Promise<Pick<PrepareRequest, 'manifest' | 'domain'>> {
     if (this.#scan === undefined) {
       this.#scan = await this.#open(vmm, isWanted);
-      await this.#scan.build();
+      await this.#scan.begin();
       if (!isWanted()) throw givenUp();
     }
     const { manifest } = this.#scan;
-    const chunks = encodeTagRuns(manifest.chunkTags(), 0, manifest.chunks).toString('base64');
+    const chunks = encodeTagRuns(this.#scan.offer(), 0, manifest.chunks).toString('base64');
+    this.#completing ??= this.#scan.complete();
+    this.#completing.catch(() => undefined); // thrown where it is told
     return {
       manifest: { version: TAG_VERSION, frames: manifest.frames, chunks },
       ...(this.#claim === undefined ? {} : { domain: this.#claim }),
@@ -117,11 +122,19 @@ export class OutgoingMemory {
     });
   }
 
-  /** The page server keeps what is told, and tells it to every connection that comes: once is enough. */
-  async tell(wants: readonly number[]): Promise<void> {
-    if (this.#told || this.#scan === undefined) return;
+  /**
+   * The page server keeps what is told, and tells it to every connection that comes: once is enough. Asked for again it ends as the first does.
+   * @throws PagetideError also what {@link GuestScan.complete} throws
+   */
+  tell(wants: readonly number[]): Promise<void> {
+    if (this.#scan === undefined) return Promise.resolve();
+    return (this.#telling ??= this.#tell(this.#scan, wants));
+  }
+
+  async #tell(scan: GuestScan, wants: readonly number[]): Promise<void> {
+    await this.#completing; // whoever else would use the tags meanwhile waits for this, too
+    await this.tellFrames(scan.tellAll(wants));
     this.#told = true;
-    await this.tellFrames(this.#scan.tellAll(wants));
   }
 
   /** Tags of a further round, and its end. */

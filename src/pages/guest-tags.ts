@@ -29,7 +29,7 @@ import { WriteTracker } from '../memory/write-tracker.ts';
 import { Manifest } from './manifest.ts';
 import type { ResidentFile, ResidentIndex } from './resident.ts';
 import type { TagPool } from './tag-pool.ts';
-import { isZeroTag } from './tag-runs.ts';
+import { isZeroTag, sameTag } from './tag-runs.ts';
 import { HASH_BYTES, TAG_BYTES, TAG_PAGE, type DomainKey } from './tags.ts';
 
 /** Frames in one native call: a batch is the unit in which it reads. */
@@ -371,11 +371,7 @@ export class GuestTags {
     // also where no tag has changed: the index drops frames that it met while they were being written
     file.listing?.set(first, count, after, 0, hashes);
     if (Buffer.compare(before, after) === 0) return;
-    for (let i = 0; i < count; i++) {
-      const at = i * TAG_BYTES;
-      if (Buffer.compare(before.subarray(at, at + TAG_BYTES), after.subarray(at, at + TAG_BYTES)) !== 0)
-        this.changed[from + i] = 1;
-    }
+    for (let i = 0; i < count; i++) if (!sameTag(before, i, after, i)) this.changed[from + i] = 1;
     manifest.touch(from, count);
   }
 

@@ -96,6 +96,7 @@ void t.test('a destination that asks for what is not there is told nothing', { s
   const scan = new GuestScan(makeTags(t, guest), exact);
   t.teardown(() => scan.close());
   await scan.build();
+  scan.offer();
   t.equal(scan.manifest.chunks, 1);
   for (const wanted of [[1, 1], [0, 2], [0, 0], [0], [-1, 1], [0, 1, 0, 1], [0.5, 1], [2 ** 40, 1]])
     t.throws(() => scan.tell(wanted), { code: 'PT_PEER_FAILED' }, wanted.join());
@@ -124,6 +125,51 @@ void t.test('what a watch knows is not tagged again', { skip }, async (t) => {
   scan.manifest.touch(frame, 1);
   const told = scan.tell([0, scan.manifest.chunks]);
   t.ok(right.equals(receive([...told, ...(await scan.finish())]).tags));
+});
+
+void t.test('what was offered as a guess is told as it is', { skip }, async (t) => {
+  const guest = await startTagged(t, MIB, 200);
+  const settings = { cpu: 1, intervalMs: 5 };
+  const watch = new GuestWatch({ record: guest.record, key: openKey(0), pool: openPool(t), log: silent, settings });
+  t.teardown(() => watch.close());
+  await watch.fresh();
+  const tags = await watch.handOver();
+  const frame = await untouched(guest, tags!);
+  tags!.manifest.tags.fill(7, frame * TAG_BYTES, (frame + 1) * TAG_BYTES);
+  tags!.manifest.touch(frame, 1);
+  await guest.control.resume();
+  const scan = new GuestScan(tags!, exact);
+  t.teardown(() => scan.close());
+  await scan.begin();
+  const offered = Uint8Array.from(scan.offer());
+  t.equal(scan.manifest.tags[frame * TAG_BYTES], 7, 'a guess is offered');
+  // the destination knows every chunk that it was offered, the wrong one as well
+  const known = new Manifest(FRAMES);
+  known.tags.set(scan.manifest.tags);
+  known.touch(0, FRAMES);
+  t.same(known.chunkTags(), offered);
+  await scan.complete();
+  t.not(scan.manifest.tags[frame * TAG_BYTES], 7);
+  t.same(scan.offer() === scan.manifest.chunkTags(), true, 'offered again it is as it is now');
+  const told = scan.tell([]);
+  await guest.control.pause();
+  const received = receive([...told, ...(await scan.finish())], known);
+  t.ok(guest.tags().equals(received.tags));
+});
+
+void t.test('what is due when it was never completed is tagged at the end', { skip }, async (t) => {
+  const guest = await startTagged(t, 1, 0);
+  const tags = makeTags(t, guest);
+  await tags.track();
+  await tags.tagDue();
+  tags.manifest.tags.fill(7, 0, TAG_BYTES);
+  tags.manifest.touch(0, 1);
+  const scan = new GuestScan(tags, exact);
+  t.teardown(() => scan.close());
+  await scan.begin();
+  await guest.control.pause();
+  await scan.finish();
+  t.ok(guest.tags().equals(scan.manifest.tags));
 });
 
 /** A frame that the guest, which writes a part of its memory only, does not write while it is looked at. */

@@ -70,9 +70,28 @@ export interface Inventory {
 const TMPFS_MAGIC = 0x01021994;
 const HUGETLBFS_MAGIC = 0x958458f6;
 
+interface BlockNode {
+  'node-name': string;
+  drv: string;
+  cache?: { direct: boolean };
+}
+
 interface QomEntry {
   name: string;
   type: string;
+}
+
+/**
+ * What decides how far writes can be tracked ({@link trackingOf}), and no more: it is asked after every scan, also of a guest that is about
+ * to stop, and one question is answered sooner than ten.
+ * @throws as {@link collectInventory}
+ */
+export async function collectDisks(qmp: QmpClient, pid: number): Promise<Pick<Inventory, 'block' | 'commandLine'>> {
+  const [nodes, commandLine] = await Promise.all([
+    qmp.execute('query-named-block-nodes') as Promise<BlockNode[]>,
+    collectCommandLine(pid),
+  ]);
+  return { block: diskNodes(nodes), commandLine };
 }
 
 /** @throws PT_VMM_* as {@link QmpClient.execute}; PT_VMM_GONE where the process vanished */
@@ -88,7 +107,7 @@ export async function collectInventory(qmp: QmpClient, pid: number, role: Invent
       ask<{ id?: string; size: number; share?: boolean; prealloc: boolean }[]>('query-memdev'),
       ask<{ status?: string; 'blocked-reasons'?: string[] }>('query-migrate'),
       ask<{ capability: string }[]>('query-migrate-capabilities'),
-      ask<{ 'node-name': string; drv: string; cache?: { direct: boolean } }[]>('query-named-block-nodes'),
+      ask<BlockNode[]>('query-named-block-nodes'),
       ask<string>('human-monitor-command', { 'command-line': 'info network' }),
     ]);
   const objects = children(await ask<QomEntry[]>('qom-list', { path: '/objects' }));
@@ -114,11 +133,7 @@ export async function collectInventory(qmp: QmpClient, pid: number, role: Invent
     balloons: await collectBalloons(qmp, devices),
     objects: objects.map(({ name, type }) => ({ id: name, type })),
     network: parseNetwork(network),
-    block: blockNodes.map(({ 'node-name': name, drv: driver, cache }) => ({
-      name,
-      driver,
-      ...(cache && { direct: cache.direct }),
-    })),
+    block: diskNodes(blockNodes),
     blockers: migrate['blocked-reasons'] ?? [],
     migration: migrate.status ?? '',
     capabilities: capabilities.map(({ capability }) => capability),
@@ -126,6 +141,14 @@ export async function collectInventory(qmp: QmpClient, pid: number, role: Invent
     deviceFiles: proc.deviceFiles,
     lockedBytes: proc.lockedBytes,
   };
+}
+
+function diskNodes(nodes: readonly BlockNode[]): DiskNode[] {
+  return nodes.map(({ 'node-name': name, drv: driver, cache }) => ({
+    name,
+    driver,
+    ...(cache && { direct: cache.direct }),
+  }));
 }
 
 function children(entries: QomEntry[]): QomEntry[] {
@@ -204,9 +227,9 @@ interface ProcessFacts {
 
 async function collectProcess(pid: number): Promise<ProcessFacts> {
   const read = (name: string) => readFile(`/proc/${pid}/${name}`, 'utf8');
-  try {
+  return ofProcess(pid, async () => {
     const [commandLine, status, maps, mountinfo, fds] = await Promise.all([
-      read('cmdline'),
+      collectCommandLine(pid),
       read('status'),
       read('maps'),
       read('mountinfo'),
@@ -215,13 +238,27 @@ async function collectProcess(pid: number): Promise<ProcessFacts> {
     const links = await Promise.all(fds.map((fd) => readlink(`/proc/${pid}/fd/${fd}`).catch(() => '')));
     return {
       pid,
-      commandLine: commandLine.split('\0').filter((word) => word !== ''),
+      commandLine,
       deviceFiles: links.filter((link) => link.startsWith('/dev/') && !link.startsWith('/dev/shm/')),
       lockedBytes: Number(/^VmLck:\s+(\d+) kB/m.exec(status)?.[1] ?? 0) * 1024,
       maps: parseMaps(maps),
       mountinfo,
     };
+  });
+}
+
+function collectCommandLine(pid: number): Promise<string[]> {
+  return ofProcess(pid, async () =>
+    (await readFile(`/proc/${pid}/cmdline`, 'utf8')).split('\0').filter((word) => word !== ''),
+  );
+}
+
+/** What `look` finds below /proc. @throws PT_VMM_GONE, PT_NO_PERMISSION, PT_IO */
+async function ofProcess<T>(pid: number, look: () => Promise<T>): Promise<T> {
+  try {
+    return await look();
   } catch (cause) {
+    if (cause instanceof PagetideError) throw cause;
     const code = (cause as NodeJS.ErrnoException).code;
     if (code === 'ENOENT' || code === 'ESRCH') {
       throw new PagetideError('PT_VMM_GONE', `QEMU (process ${pid}) exited`, { cause });

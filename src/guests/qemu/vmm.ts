@@ -22,7 +22,7 @@ import { trackingOf, type WriteTracking } from '../tracking.ts';
 import { assertSafe } from './allow-list.ts';
 import { wasMadeWithBalloon, whyPreCopyOnly } from './balloon.ts';
 import { expectDeviceState, loadDeviceState, saveDeviceState, stoppedByOthers, type Saving } from './device-state.ts';
-import { collectInventory } from './inventory.ts';
+import { collectDisks, collectInventory } from './inventory.ts';
 import { findRegions } from './memory-map.ts';
 import { QmpClient } from './qmp.ts';
 import { SelfCheck } from './self-check.ts';
@@ -186,7 +186,7 @@ export class QemuVmm implements Vmm {
   }
 
   async tracking(): Promise<WriteTracking> {
-    const { block, commandLine } = await collectInventory(await this.#monitor(), this.record.pid, 'source');
+    const { block, commandLine } = await collectDisks(await this.#monitor(), this.record.pid);
     return trackingOf(block, commandLine);
   }
 
