@@ -22,19 +22,19 @@ const FLAGS = [
   '-D_GNU_SOURCE',
   '-D_FILE_OFFSET_BITS=64',
   '-pthread',
-  '-g',
   `-I${native}`,
 ];
 // What ThreadSanitizer is asked to look at: the tests that have threads.
 const THREADED = ['stress', 'files', 'wait', 'install', 'remove', 'again', 'foreign', 'reader'];
+// A sanitizer's report wants lines only; with those alone, AddressSanitizer's objects take a quarter less time.
 const BUILDS = {
-  plain: { flags: ['-O2'], env: {} },
+  plain: { flags: ['-O2', '-g'], env: {} },
   address: {
-    flags: ['-O1', '-fno-omit-frame-pointer', '-fsanitize=address,undefined', '-fno-sanitize-recover=all'],
+    flags: ['-O1', '-g1', '-fno-omit-frame-pointer', '-fsanitize=address,undefined', '-fno-sanitize-recover=all'],
     env: { ASAN_OPTIONS: 'detect_stack_use_after_return=1', UBSAN_OPTIONS: 'print_stacktrace=1' },
   },
   thread: {
-    flags: ['-O1', '-fsanitize=thread'],
+    flags: ['-O1', '-g1', '-fsanitize=thread'],
     env: { TSAN_OPTIONS: 'halt_on_error=1' },
   },
 };
