@@ -21,7 +21,8 @@ import { asPagetideError, PagetideError } from '../errors.ts';
 import { RemoteDirectory } from '../transport/directory-client.ts';
 import type { ConnectPeer } from '../transport/member-peer.ts';
 import { DirectoryWatch, type DirectoryState } from './directory-watch.ts';
-import { isMarked, markRedis, type RedisDirectories } from './redis-directories.ts';
+import type { RedisDirectories } from './redis-directories.ts';
+import { isMarked, markRedis } from './redis-mark.ts';
 import { tagsFrom, type TagPage } from './guest-tag-pages.ts';
 import type { AgentDirectories } from './service.ts';
 

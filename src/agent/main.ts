@@ -34,7 +34,7 @@ import { urlOf } from './listen-address.ts';
 import { createLogger } from './log.ts';
 import { checkRoom } from './room.ts';
 import { SharedDomains } from './shared-domains.ts';
-import { RedisDirectories } from './redis-directories.ts';
+import type { RedisDirectories } from './redis-directories.ts';
 import { Snapshots } from './snapshots.ts';
 
 /** A source that is silent for this long has given a destination up that doesn't own the guest yet, milliseconds. */
@@ -67,7 +67,7 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     const trust = config.tls === undefined ? undefined : trusted(config, config.tls, log);
     setCredentials(trust);
     undo.push(() => setCredentials(undefined));
-    const redis = redisOf(config);
+    const redis = await redisOf(config);
     undo.push(() => redis?.close());
     for (const folder of [config.runtimeFolder, config.memoryFolder])
       if ((await mkdir(folder, { recursive: true, mode: 0o700 })) !== undefined) made.push(folder);
@@ -185,9 +185,12 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
 }
 
 /** Connects in the background. @throws PagetideError `PT_BAD_CONFIG` */
-function redisOf({ directory }: AgentConfig): RedisDirectories | undefined {
+async function redisOf({ directory }: AgentConfig): Promise<RedisDirectories | undefined> {
   const { url, ...rest } = directory;
-  return url === undefined ? undefined : new RedisDirectories({ ...rest, url });
+  if (url === undefined) return undefined;
+  // its client is a good part of what an agent would load
+  const { RedisDirectories } = await import('./redis-directories.ts');
+  return new RedisDirectories({ ...rest, url });
 }
 
 /** The agent's certificates, once they are sure to be accepted for the URL that it will have. */

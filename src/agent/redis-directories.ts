@@ -9,8 +9,6 @@
  * Redis can't tell agents of a domain apart, nor those that have it from those that had it (docs/security.md).
  */
 import { statSync } from 'node:fs';
-import { mkdir, readdir, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
 import { RedisClient, type RedisAddress } from '../directory/redis/connection.ts';
 import { RedisDirectory } from '../directory/redis/redis.ts';
 import { asPagetideError, PagetideError } from '../errors.ts';
@@ -18,8 +16,6 @@ import type { DirectoryConfig } from './config-distribution.ts';
 import { shownUrl } from './redis-url.ts';
 
 const PREFIX = 'pagetide';
-/** In a domain's folder at its home: there is something of it in a Redis. */
-const MARK = 'redis';
 /** Between sweeps: the home does them; others only where it has not for so long, milliseconds. */
 const HOME_SWEEP_MS = 1000;
 const MEMBER_SWEEP_MS = 30_000;
@@ -69,18 +65,6 @@ export class RedisDirectories {
   close(): void {
     this.#client.close();
   }
-}
-
-/** Remembers over restarts that a domain made here has something in a Redis. @throws as `writeFile` */
-export async function markRedis(folder: string): Promise<void> {
-  await mkdir(folder, { recursive: true, mode: 0o700 });
-  await writeFile(join(folder, MARK), '', { mode: 0o600 });
-}
-
-/** Whether {@link markRedis} was called for the folder. */
-export async function isMarked(folder: string): Promise<boolean> {
-  const names: string[] = await readdir(folder).catch(() => []);
-  return names.includes(MARK);
 }
 
 function addressOf(config: DirectoryConfig & { url: readonly string[] }): RedisAddress {
