@@ -98,6 +98,10 @@ export const ERROR_CODES = {
   PT_DOMAIN_UNKNOWN: { status: 404, hint: '`pagetide domain list` shows the domains of an agent; grant it there.' },
   PT_DOMAIN_EXISTS: { status: 409, hint: 'Choose another name, or remove the domain that has it.' },
   PT_DOMAIN_IN_USE: { status: 409, hint: 'Remove its guests first, or move them away.' },
+  PT_DIRECTORY_EVICTS: {
+    status: 409,
+    hint: 'Set maxmemory-policy of every node to noeviction, or to one of volatile-…: no key here expires.',
+  },
   PT_DOMAIN_ELSEWHERE: { status: 409, hint: 'Only the agent that made a domain grants and revokes it: ask that one.' },
   PT_DOMAIN_SECRET: {
     status: 409,

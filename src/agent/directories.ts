@@ -82,6 +82,8 @@ export class Directories implements AgentDirectories {
   /** Never rejects. */
   #looking: Promise<void> = Promise.resolve();
   #lookDue = false;
+  /** Of the Redis, when it was looked at last: it would lose records. */
+  #evicting: PagetideError | undefined;
   #closed = false;
 
   constructor(parts: DirectoriesParts) {
@@ -304,6 +306,9 @@ export class Directories implements AgentDirectories {
     this.#lookDue = true;
     this.#looking = this.#looking.then(async () => {
       this.#lookDue = false;
+      // away: as it was; the watch says so
+      const evicting = await this.#parts.redis?.evicting().catch(() => this.#evicting);
+      this.#evicting = evicting;
       const all = [...this.#open].map(async ([id, open]) => this.#lookAt(id, open));
       await Promise.all([...all, this.#eraseRest()]);
     });
@@ -312,14 +317,17 @@ export class Directories implements AgentDirectories {
   /** Does not reject: what fails is tried again with the next look, and the watch says so. */
   async #lookAt(id: string, open: Open): Promise<void> {
     const { directory, home, name } = open;
+    // first, as the home may be away
+    if (this.#evicting !== undefined) directory.mistaken(this.#evicting);
+    else if (home === undefined) directory.mistaken(undefined);
     try {
       if (this.#parts.store.byId(id)?.home === null) await this.#takeOut(id, directory);
       if (home === undefined) return;
       await home.hosts();
-      directory.mistaken(notInRedis(name));
+      directory.mistaken(this.#evicting ?? notInRedis(name));
     } catch (thrown) {
       if (asPagetideError(thrown).code !== 'PT_DOMAIN_ELSEWHERE') return;
-      directory.mistaken(undefined);
+      directory.mistaken(this.#evicting);
     }
   }
 

@@ -34,7 +34,7 @@ export class DirectoryWatch implements Directory {
     return { home: this.#home, reachable: this.#reachable, ...error };
   }
 
-  /** That the domain's home uses another directory; undefined: it doesn't. */
+  /** That the domain's home uses another directory, or that this one forgets; undefined: neither. */
   mistaken(mistake: PagetideError | undefined): void {
     if (mistake !== undefined && this.#mistake === undefined) {
       const { code, message, hint } = mistake;

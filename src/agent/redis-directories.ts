@@ -51,6 +51,19 @@ export class RedisDirectories {
     });
   }
 
+  /**
+   * `PT_DIRECTORY_EVICTS` where a node would evict keys that don't expire, once its memory is full: records would be lost, and nobody would
+   * notice. Undefined: none does, or none tells. @throws PagetideError `PT_PEER_UNREACHABLE`
+   */
+  async evicting(): Promise<PagetideError | undefined> {
+    const policy = (await this.#client.evictionPolicies()).find((one) => one.startsWith('allkeys-'));
+    if (policy === undefined) return undefined;
+    return new PagetideError(
+      'PT_DIRECTORY_EVICTS',
+      `Redis, ${this.shown}, loses records when its memory is full: ${policy}`,
+    );
+  }
+
   /** Deletes what a domain has left. @returns whether all is gone; false: try again. @throws PagetideError `PT_PEER_UNREACHABLE` */
   async erase(domain: string): Promise<boolean> {
     const directory = this.open(domain, true);

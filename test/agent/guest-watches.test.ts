@@ -2,7 +2,8 @@
 import { renameSync } from 'node:fs';
 import { pino } from 'pino';
 import t, { type Test } from 'tap';
-import { GuestWatches, type WatchBackoff } from '../../src/agent/guest-watches.ts';
+import { GuestWatches, type SightingsFeed, type WatchBackoff } from '../../src/agent/guest-watches.ts';
+import { Sightings } from '../../src/distribution/sightings.ts';
 import { PagetideError } from '../../src/errors.ts';
 import type { Vmm } from '../../src/guests/driver.ts';
 import { native } from '../../src/memory/native.ts';
@@ -22,8 +23,14 @@ interface Line {
 const domain = { name: 'shop', id: 0, mark: '', openKey: () => openKey(0) };
 
 /** Watches of a guest of 16 MiB; `fault.on` makes each batch of its tags fail. */
-async function setting(t: Test, backoff: WatchBackoff, settings: Partial<WatchSettings> = {}) {
-  const guest = await startTagged(t, 16, 100);
+async function setting(
+  t: Test,
+  backoff: WatchBackoff,
+  settings: Partial<WatchSettings> = {},
+  more: { sightings?: SightingsFeed; rate?: number } = {},
+) {
+  const { rate = 100, ...feed } = more;
+  const guest = await startTagged(t, 16, rate);
   const vmm = { record: { ...guest.record, domain: 'shop' } } as unknown as Vmm;
   const resident = ResidentIndex.open();
   t.teardown(() => resident.close());
@@ -44,6 +51,7 @@ async function setting(t: Test, backoff: WatchBackoff, settings: Partial<WatchSe
     log,
     settings: { cpu: 1, intervalMs: 1, ...settings },
     backoff,
+    ...feed,
   });
   t.teardown(() => watches.close());
   const follow = (free = true): void => watches.follow([{ name: 'web', vmm, free }]);
@@ -142,3 +150,64 @@ void t.test('not once the guest is given away, of no domain any more, or has end
 
   await watches.close();
 });
+
+void t.test(
+  'what a watch sees is told: stable pages, those that change no more, none of a guest that ended',
+  { skip },
+  async (t) => {
+    const sightings = new Sightings({ passes: 2 });
+    const { guest, fault, follow, vmm, watches } = await setting(
+      t,
+      { firstMs: 1, mostMs: 10 },
+      {},
+      { sightings, rate: 0 },
+    );
+    fault.on = false;
+    follow();
+    const hex = (tags: Uint8Array): string[] =>
+      Array.from({ length: tags.length / 16 }, (_, i) =>
+        Buffer.from(tags.subarray(16 * i, 16 * (i + 1))).toString('hex'),
+      );
+    const zero = '0'.repeat(32);
+    const memory = (): Set<string> => new Set(hex(guest.tags()).filter((tag) => tag !== zero));
+    const stable = (): string[] => hex(sightings.stableTags('web')?.tags ?? new Uint8Array(0));
+    const told = new Set<string>();
+    /** As a reporter does: the directory knows what is left of all differences. */
+    const tell = (): void => {
+      for (const { added, removed } of sightings.take('shop', 1_000_000)) {
+        for (const tag of hex(removed)) t.ok(told.delete(tag), 'what was told is taken back');
+        for (const tag of hex(added)) told.add(tag);
+      }
+    };
+    const same = (a: Iterable<string>, b: Set<string>): boolean => {
+      const all = [...a];
+      return all.length === b.size && all.every((tag) => b.has(tag));
+    };
+    const before = memory();
+    await until('all of its memory is stable', () => same(stable(), before));
+    tell();
+    t.ok(same(told, before), `${told.size} of ${before.size} pages`);
+
+    const frame = hex(guest.tags()).findIndex(
+      (tag, _, all) => tag !== zero && all.indexOf(tag) === all.lastIndexOf(tag),
+    );
+    const was = hex(guest.tags())[frame]!;
+    await guest.control.poke(frame);
+    const is = hex(guest.tags())[frame]!;
+    t.not(is, was, `frame ${frame} is another page`);
+    await until('the page of before is stable no more', () => !stable().includes(was));
+    tell();
+    t.notOk(told.has(was));
+    await until('the one in its place is', () => stable().includes(is));
+    tell();
+    t.ok(same(told, memory()));
+
+    await guest.kill();
+    watches.follow([]);
+    t.equal(sightings.stableTags('web'), undefined);
+    t.same(sightings.guests('shop'), []);
+    tell();
+    t.same([...told], [], 'all of it is taken back');
+    t.equal(watches.manifestOf(vmm), undefined);
+  },
+);

@@ -94,7 +94,7 @@ void t.test('its time runs out: guests go, it is said, and the plan is withdrawn
   t.equal(code, 0, stderr);
   t.match(stderr, /^prepared: its time was over, \S+ \S+ still to come; /m);
   const { preparation, totals } = JSON.parse(stdout) as EvacuationInfo;
-  t.match(preparation, { ended: 'time', mostMs: 15_000, planning: 0 });
+  t.match(preparation, { ended: 'time', mostMs: 15_000 });
   t.ok(preparation!.queuedBytes > 0 && preparation!.elapsedMs < 20_000, JSON.stringify(preparation));
   t.equal(totals.moved, 2);
   // what the first one fetched the second one finds

@@ -58,6 +58,29 @@ export class RedisClient {
       this.client.on(event, () => this.breaks++);
   }
 
+  /**
+   * The `maxmemory-policy` of each node that writes and tells it; INFO tells, which needs fewer rights than CONFIG.
+   * @throws PagetideError `PT_PEER_UNREACHABLE`
+   */
+  async evictionPolicies(): Promise<string[]> {
+    const { client } = this;
+    const nodes = client instanceof Cluster ? client.nodes('master') : [client];
+    if (nodes.length === 0)
+      throw new PagetideError('PT_PEER_UNREACHABLE', 'Redis: no node of the cluster is known yet');
+    const late = AbortSignal.timeout(this.timeoutMs);
+    try {
+      const texts = await Promise.race([
+        Promise.all(nodes.map((node) => node.info('memory'))),
+        new Promise<never>((_, reject) => {
+          late.addEventListener('abort', () => reject(new Error(`no answer within ${this.timeoutMs} ms`)));
+        }),
+      ]);
+      return texts.flatMap((text) => /^maxmemory_policy:(\S+)/m.exec(text)?.[1] ?? []);
+    } catch (error) {
+      throw explain(error);
+    }
+  }
+
   /** Drops what is under way. Idempotent. */
   close(): void {
     this.client.disconnect();

@@ -124,28 +124,61 @@ local function open(number)
   end
 end
 
-local function has(number, tag)
-  if filters[number] == nil then open(number) end
-  local filter, length, key = filters[number], lengths[number], K .. 'f' .. number
+-- Where a tag's probes fall in the layers of so many bytes: eight a layer, one behind the other. It is the same in all filters, and a tag is
+-- looked up in those of all hosts, so it is found out once.
+local placed, spots, masks, laid, layer, probed = false, {}, {}, 0, 128, 0
+local function place(tag, length)
+  if placed ~= tag then placed, laid, layer, probed = tag, 0, 128, 0 end
+  if laid >= length then return end
   local first, second = probes(tag)
-  local offset, size = 0, 128
-  while offset < length do
-    local bits = size * 8
-    local at, step, found = first % bits, second % bits, true
+  while laid < length do
+    local bits = layer * 8
+    local at, step = first % bits, second % bits
     for i = 1, 8 do
-      local set
-      if filter then set = band(filter[offset + floor(at / 8) + 1], MASKS[at % 8 + 1]) ~= 0
-      else set = call('GETBIT', key, offset * 8 + at) == 1 end
-      if not set then
-        found = false
-        break
-      end
+      spots[probed + i] = laid + floor(at / 8) + 1
+      masks[probed + i] = MASKS[at % 8 + 1]
       at = (at + step) % bits
       step = (step + i) % bits
+    end
+    probed = probed + 8
+    laid = laid + layer
+    layer = layer * 2
+  end
+end
+
+local BIT = { [128] = 0, [64] = 1, [32] = 2, [16] = 3, [8] = 4, [4] = 5, [2] = 6, [1] = 7 }
+local function bitAt(i) return (spots[i] - 1) * 8 + BIT[masks[i]] end
+
+local function has(number, tag)
+  local filter = filters[number]
+  if filter == nil then
+    open(number)
+    filter = filters[number]
+  end
+  local length = lengths[number]
+  place(tag, length)
+  local offset, size, from = 0, 128, 0
+  while offset < length do
+    local found = true
+    if filter then
+      for i = from + 1, from + 8 do
+        if band(filter[spots[i]], masks[i]) == 0 then
+          found = false
+          break
+        end
+      end
+    else
+      for i = from + 1, from + 8 do
+        if call('GETBIT', K .. 'f' .. number, bitAt(i)) == 0 then
+          found = false
+          break
+        end
+      end
     end
     if found then return true end
     offset = offset + size
     size = size * 2
+    from = from + 8
   end
   return false
 end
@@ -163,17 +196,12 @@ local function add(number, tag)
     length = length + more
     lengths[number] = length
   end
-  local size = (length + 128) / 2
-  local offset, bits = length - size, size * 8
-  local first, second = probes(tag)
-  local at, step = first % bits, second % bits
-  for i = 1, 8 do
-    if filter then
-      local place = offset + floor(at / 8) + 1
-      filter[place] = bor(filter[place], MASKS[at % 8 + 1])
-    else call('SETBIT', key, offset * 8 + at, 1) end
-    at = (at + step) % bits
-    step = (step + i) % bits
+  place(tag, length)
+  -- the last layer's
+  local last = floor(math.log(length / 128 + 1) / math.log(2) + 0.5) * 8
+  for i = last - 7, last do
+    if filter then filter[spots[i]] = bor(filter[spots[i]], masks[i])
+    else call('SETBIT', key, bitAt(i), 1) end
   end
   info.added = info.added + 1
   info.dirty = true
