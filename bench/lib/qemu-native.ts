@@ -34,6 +34,8 @@ export interface NativePlace {
   prefix: readonly string[];
   /** Its address for other places; undefined: all is on one host, and a Unix socket will do. */
   address: string | undefined;
+  /** Where it may have files; otherwise on `/dev/shm`. The first place's counts. */
+  folder?: string;
 }
 
 const HERE: NativePlace = { prefix: [], address: undefined };
@@ -65,9 +67,9 @@ export class NativeGuest {
   readonly #machines = new Set<Machine>();
   #here: Machine | undefined;
 
-  private constructor(argv: readonly string[]) {
+  private constructor(argv: readonly string[], { folder = '/dev/shm' }: NativePlace) {
     this.#argv = argv;
-    this.#root = mkdtempSync('/dev/shm/ptn-');
+    this.#root = mkdtempSync(join(folder, 'ptn-'));
   }
 
   /** The test guest. Resolves when it has booted. The caller closes it. */
@@ -77,7 +79,7 @@ export class NativeGuest {
 
   /** Any guest with heartbeats, by QEMU's command line with `{folder}` in it ({@link machineArgv}). As {@link start}. */
   static async run(argv: readonly string[], place = HERE): Promise<NativeGuest> {
-    const guest = new NativeGuest(argv);
+    const guest = new NativeGuest(argv, place);
     try {
       guest.#here = await guest.#launch('0', place, []);
       await guest.#here.check.nextBeat(BOOT_MS);

@@ -24,7 +24,7 @@ const SWEPT: FleetGuest = { name: 'like-1', kind: 'like', home: 0, to: 2 };
 /** Plans follow each other soon: what is measured is not how long they are waited for. */
 const PLAN_MS = 2000;
 const REPORT_MS = 1000;
-const WATCH = { intervalMs: 500, cpu: 0.1 };
+const WATCH = { intervalMs: 500, cpu: 0.05 };
 /**
  * So low that all shared pages are always worth being brought. Caches are emptied again and again here, so the score sees bytes spent that never
  * serve; with the default prices it would, rightly, have less brought with every move.

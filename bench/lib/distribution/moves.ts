@@ -80,7 +80,7 @@ export class NativeArm {
   private constructor(stage: Stage, argv: readonly string[]) {
     const [first, last] = [stage.hosts[0]!, stage.hosts[2]!].map(({ namespace, address }) => {
       const [program, ...args] = commandIn(namespace!, []);
-      return { prefix: [program, ...args], address };
+      return { prefix: [program, ...args], address, folder: stage.folder };
     });
     this.#stage = stage;
     this.#argv = argv;

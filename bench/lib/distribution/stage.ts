@@ -52,6 +52,11 @@ export class Stage {
     this.progress = progress;
   }
 
+  /** It goes with the cluster, and so do processes that have a file in it, also after Ctrl-C. */
+  get folder(): string {
+    return this.#cluster.folder;
+  }
+
   /** @throws PagetideError `PT_UNSUPPORTED_HOST` where the hosts have no links of their own */
   static async open(cluster: NetnsCluster, setup: Setup, progress: (text: string) => void): Promise<Stage> {
     const { network } = cluster;
