@@ -173,6 +173,27 @@ export function plotsOf(experiment: Experiment): Record<string, TopLevelSpec> {
       ),
     );
   }
+  // what the guest notices of it
+  if (own.length > 0) {
+    plots['downtime'] = bars(
+      'Downtime of one migration',
+      'milliseconds from STOP to RESUME',
+      barsOf(
+        experiment,
+        ({ report }) => report.ms.downtime ?? NaN,
+        ({ downtimeMs }) => downtimeMs,
+      ),
+    );
+    plots['gap'] = bars(
+      'Longest silence of the guest’s heartbeat',
+      'milliseconds',
+      barsOf(
+        experiment,
+        ({ report }) => report.longestGapMs ?? NaN,
+        ({ longestGapMs }) => longestGapMs ?? NaN,
+      ),
+    );
+  }
   if (marks.length > 0) plots['network'] = network(experiment);
   if (budget.length > 0)
     plots['budget'] = sweep('Benefit over the budget', '% of the bytes that are brought without a limit', budget, 100);
