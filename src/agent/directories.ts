@@ -14,7 +14,8 @@ import type { Logger } from 'pino';
 import type { Sender } from '../domains/messages.ts';
 import type { DomainRecord } from '../domains/records.ts';
 import type { DomainStore } from '../domains/store.ts';
-import type { Directory } from '../directory/directory.ts';
+import { MOST_QUERY_TAGS, type Directory } from '../directory/directory.ts';
+import type { TagPace } from '../distribution/tag-pace.ts';
 import { MemberDirectory } from '../directory/member.ts';
 import { PersistentDirectory } from '../directory/persistent.ts';
 import { asPagetideError, PagetideError } from '../errors.ts';
@@ -23,7 +24,7 @@ import type { ConnectPeer } from '../transport/member-peer.ts';
 import { DirectoryWatch, type DirectoryState } from './directory-watch.ts';
 import type { RedisDirectories } from './redis-directories.ts';
 import { isMarked, markRedis } from './redis-mark.ts';
-import { tagsFrom, type TagPage } from './guest-tag-pages.ts';
+import { ListedTags, tagsFrom, type TagPage, type TagPageAsked } from './guest-tag-pages.ts';
 import type { AgentDirectories } from './service.ts';
 
 const LEASE_MS = 120_000;
@@ -44,6 +45,8 @@ export interface DirectoriesParts {
   /** Of a guest here: its domain's name, and what of it is stable, packed, each once. Undefined: there is no such guest. */
   stableTags(guest: string): { domain: string; tags: Uint8Array } | undefined;
   log: Logger;
+  /** Of tags that others ask for; without one they are told at once. */
+  pace?: TagPace | undefined;
   /** Where directories are instead, whoever made their domains. Closed with this. */
   redis?: RedisDirectories | undefined;
   /** Between two looks at what only the home knows of a domain in a Redis, milliseconds; 60,000 by default. */
@@ -82,6 +85,7 @@ export class Directories implements AgentDirectories {
   /** Never rejects. */
   #looking: Promise<void> = Promise.resolve();
   #lookDue = false;
+  readonly #listed = new ListedTags();
   /** Of the Redis, when it was looked at last: it would lose records. */
   #evicting: PagetideError | undefined;
   #closed = false;
@@ -181,16 +185,27 @@ export class Directories implements AgentDirectories {
   }
 
   /**
-   * A page of a guest's stable tags, for a host that has its domain.
+   * A page of a guest's stable tags, for a host that has its domain; of `most` tags, or fewer where that is too much at once. All pages are of
+   * the moment of the first, if they are asked for one soon after the other.
    * @throws PagetideError `PT_DOMAIN_UNKNOWN`, `PT_NO_PERMISSION`, `PT_GUEST_UNKNOWN`
    */
-  guestTags(id: string, guest: string, cursor: number, as: string | undefined, sender: Sender): TagPage {
+  async guestTags(
+    id: string,
+    guest: string,
+    page: TagPageAsked,
+    as: string | undefined,
+    sender: Sender,
+  ): Promise<TagPage> {
+    const { pace } = this.#parts;
     const name = this.#asked(id, as, sender);
-    const found = this.#parts.stableTags(guest);
+    const found = this.#listed.of(guest, page.cursor === 0, () => this.#parts.stableTags(guest));
     // one of another domain is none of the asker's
     if (found?.domain !== name)
       throw new PagetideError('PT_GUEST_UNKNOWN', `there is no guest '${guest}' of that domain here`);
-    return tagsFrom(found.tags, cursor);
+    const most = Math.min(page.most ?? MOST_QUERY_TAGS, pace?.most ?? MOST_QUERY_TAGS);
+    const answer = tagsFrom(found.tags, page.cursor, most);
+    await pace?.pass(answer.tags.length);
+    return answer;
   }
 
   /** The name of a domain that is asked about by a host that has it. */

@@ -17,6 +17,7 @@ import { Distributor } from '../distribution/distributor.ts';
 import { Epochs } from '../distribution/epochs.ts';
 import { Reporter } from '../distribution/reporter.ts';
 import type { Sightings } from '../distribution/sightings.ts';
+import { pageRates, type TagPace } from '../distribution/tag-pace.ts';
 import type { Rates } from '../distribution/token-bucket.ts';
 import { asPagetideError } from '../errors.ts';
 import type { SharedPages } from '../migration/shared-pages.ts';
@@ -37,6 +38,8 @@ export interface DistributionParts {
   directories: Directories;
   shared: SharedPages;
   sightings: Sightings;
+  /** Of all tags that this host tells and asks for. */
+  pace: TagPace;
   pageServer: PageServer;
   /** The name in this host's certificate. */
   identity: string | undefined;
@@ -74,7 +77,7 @@ export class AgentDistribution {
     const { config, shared, store, directories, connect, url, identity, log } = parts;
     const settings = distributionSettings(config.distribution);
     const { cache, resident } = shared;
-    this.#bringer = cache === undefined ? undefined : new PageBringer({ cache, rates: settings.rates });
+    this.#bringer = cache === undefined ? undefined : new PageBringer({ cache, rates: pageRates(settings.rates) });
     this.#distributor = new Distributor({
       ...{ around: this.#around(), cache, resident, settings, log },
       bringer: {
@@ -163,7 +166,8 @@ export class AgentDistribution {
       // also gives the cache their keys, without which nothing can be verified
       domains: () => store.all().flatMap(({ name }) => shared.domain(name) ?? []),
       members: (name) => store.members(name),
-      guestTags: (member, domain, guest) => fetchGuestTags(connect, member, { domain, guest, as: this.#self(domain) }),
+      guestTags: (member, domain, guest) =>
+        fetchGuestTags(connect, member, { domain, guest, as: this.#self(domain) }, { pace: this.#parts.pace }),
       guestsOf: (member, domain) => fetchGuests(connect, member, { domain, as: this.#self(domain) }),
     };
   }
@@ -175,8 +179,10 @@ export class AgentDistribution {
   }
 
   #setRates(rates: Rates): void {
-    this.#bringer?.setRates(rates);
-    this.#quietly(this.#parts.pageServer.setBackgroundRates(rates));
+    const pages = pageRates(rates);
+    this.#parts.pace.setPeak(rates.peak);
+    this.#bringer?.setRates(pages);
+    this.#quietly(this.#parts.pageServer.setBackgroundRates(pages));
   }
 
   /** A reporter for each directory that there is, and none else. */
@@ -196,6 +202,7 @@ export class AgentDistribution {
       const reporter = new Reporter({
         ...{ directory, domain, host: self, epochs: this.#epochs },
         source: sightings.of(name),
+        pace: this.#parts.pace,
         log: log.child({ domain: name }),
         settings: { leaseMs, intervalMs: reportMs },
       });

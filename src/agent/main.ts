@@ -13,6 +13,7 @@ import { compactOwnership } from '../migration/ownership/index.ts';
 import { WorkerPools } from '../memory/worker-pools.ts';
 import { TagPool } from '../pages/tag-pool.ts';
 import type { ConnectPeer } from '../transport/member-peer.ts';
+import { TagPace } from '../distribution/tag-pace.ts';
 import { Sightings } from '../distribution/sightings.ts';
 import type { Manifest } from '../pages/manifest.ts';
 import { AgentDistribution } from './distribution.ts';
@@ -119,6 +120,7 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
 
     const url = config.advertise ?? pageServer.address().url;
     const connect: ConnectPeer = (other, whom) => new PeerClient(other, { ...whom, answerMs: config.timeouts.peerMs });
+    const pace = new TagPace(config.distribution.peak);
     const directories = new Directories({
       ...{
         store: domains,
@@ -129,6 +131,7 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
       },
       leaseMs: config.directory.leaseMs,
       redis,
+      pace,
       connect,
       guests: (domain) => sightings.guests(domain),
       stableTags: (guest) => sightings.stableTags(guest),
@@ -157,7 +160,7 @@ export async function startAgent(config: AgentConfig): Promise<RunningAgent> {
     agent.watchGuests(watches);
     void snapshots.recover();
     const distribution = await AgentDistribution.start({
-      ...{ config, store: domains, directories, shared: pages.shared, sightings, pageServer, url, connect, log },
+      ...{ config, store: domains, directories, shared: pages.shared, sightings, pace, pageServer, url, connect, log },
       identity: trust?.name,
       guest: (name) => {
         const { vmm } = guests.need(name);

@@ -27,7 +27,7 @@ import type {
   OnNoConvergence,
   PrepareRequest,
 } from '../migration/types.ts';
-import type { TagPage } from './guest-tag-pages.ts';
+import type { TagPage, TagPageAsked } from './guest-tag-pages.ts';
 
 export interface AgentInfo {
   name: string;
@@ -231,7 +231,7 @@ export interface AgentDirectories {
   // between agents; each may be repeated
   member(id: string, as: string | undefined, sender: Sender): Directory;
   guests(id: string, as: string | undefined, sender: Sender): string[];
-  guestTags(id: string, guest: string, cursor: number, as: string | undefined, sender: Sender): TagPage;
+  guestTags(id: string, guest: string, page: TagPageAsked, as: string | undefined, sender: Sender): Promise<TagPage>;
 }
 
 export interface AgentService {

@@ -50,6 +50,8 @@ import { WireMeans } from './wire-means.ts';
 export const SAVE_MS = 60_000;
 /** Errands under way at once: the next is made while one is, so that its end is no pause. */
 const ERRANDS = 2;
+/** Between two plans, in times that the first took: tags of guests that are asked for have their own pace, and no pages come while a plan is made. */
+const PLANNING = 4;
 /** An errand is for so many milliseconds of the average rate, so that what changes meanwhile is soon seen. */
 const ERRAND_MS = 2000;
 const LEAST_ERRAND = 16;
@@ -316,7 +318,8 @@ export class Distributor {
       ...{ at, candidates, chosen, bring, leaving, away, complete },
       tookMs: this.#now() - beganMs,
     };
-    if (this.#planMs === Infinity) this.#planMs = this.#now() + settings.intervalMs;
+    const { tookMs } = this.#lastPlan;
+    if (this.#planMs === Infinity) this.#planMs = this.#now() + Math.max(settings.intervalMs, PLANNING * tookMs);
     // set while this was made, by who nudged: what was chosen may be too much
     else if (this.#held.bytes + this.#queuedPages * HELD_BYTES > this.#budget())
       for (const plan of this.#plans.values()) plan.clear();

@@ -66,6 +66,8 @@ export interface ReporterParts {
   /** See {@link Epochs.next}. */
   epochs: { next(above?: number): Promise<number> };
   log: Logger;
+  /** Of this and all else that this host tells of tags; without one a report is as large as may be. */
+  pace?: { readonly most: number; pass(bytes: number, signal: AbortSignal): Promise<void> } | undefined;
   settings?: Partial<ReporterSettings>;
   /** Milliseconds, never backwards; default `performance.now`. */
   clock?: () => number;
@@ -176,8 +178,11 @@ export class Reporter {
         if (leftMs > 0) return Math.min(leftMs, this.#about(this.#settings.intervalMs));
       }
       const bytes = reportBytes(report);
+      const { directory, host, pace } = this.#parts;
+      // a heartbeat is less than its headers, and must not be late
+      if (report !== undefined) await pace?.pass(bytes, this.#stop.signal);
+      if (this.#stopped) return 0;
       this.#bytesSent += bytes;
-      const { directory, host } = this.#parts;
       const answering =
         report === undefined ? directory.heartbeat(host, this.#epoch, this.#sequence) : directory.report(report);
       const answer = await this.#orStopped(answering);
@@ -200,13 +205,18 @@ export class Reporter {
     return this.#stop.signal.aborted;
   }
 
+  /** Tags in one report. */
+  get #most(): number {
+    return Math.min(MOST_REPORT_TAGS, this.#parts.pace?.most ?? MOST_REPORT_TAGS);
+  }
+
   /** The next report; undefined: there is nothing to tell. */
   #next(): Report | undefined {
     const { source, domain, host } = this.#parts;
     const begins = this.#mustBegin;
     if (begins) source.untell();
     const tags = this.#wanted;
-    const differences = source.take(MOST_REPORT_TAGS - tags.length / TAG_BYTES);
+    const differences = source.take(Math.max(0, this.#most - tags.length / TAG_BYTES));
     if (!begins && differences.length + tags.length === 0) return undefined;
     // of the state after this report: not before its differences were taken
     const held: Held[] = tags.length === 0 ? [] : [{ domain, tags, guests: source.holding(tags) }];
@@ -232,10 +242,11 @@ export class Reporter {
       return this.#random() * intervalMs;
     }
     const ours = wanted.find((one) => one.domain === domain)?.tags ?? new Uint8Array(0);
-    this.#wanted = ours.subarray(0, MOST_WANTED * TAG_BYTES);
+    // of the rest it asks again
+    this.#wanted = ours.subarray(0, Math.min(MOST_WANTED, Math.floor(this.#most / 2)) * TAG_BYTES);
     const gapMs = Math.max(LEAST_GAP_MS, (bytes / bytesPerSecond) * 1000);
     // there may be more than was told, and answers are awaited
-    if (bytes > MOST_REPORT_TAGS * TAG_BYTES || this.#wanted.length > 0) return gapMs;
+    if (bytes > this.#most * TAG_BYTES || this.#wanted.length > 0) return gapMs;
     return Math.max(gapMs, Math.min(this.#about(intervalMs), leaseMs / 3));
   }
 

@@ -164,16 +164,22 @@ export class RemoteDirectory implements Directory {
   }
 }
 
+/** `TagPace`, without what it is made of. */
+export interface TagPacing {
+  readonly most: number;
+  pass(bytes: number): Promise<void>;
+}
+
 /**
  * The stable tags of a guest, packed, each once, from the agent that has it. Those that come or go meanwhile may be among them, or not.
- * @param as what the domain's home calls this host
+ * @param of as: what the domain's home calls this host @param how pace: how large pages are, and when each is asked for
  * @throws PagetideError as {@link RemoteDirectory}; `PT_GUEST_UNKNOWN` where it has no such guest in the domain
  */
 export async function fetchGuestTags(
   connect: ConnectPeer,
   member: Member,
   of: { domain: string; guest: string; as: string },
-  signal?: AbortSignal,
+  how: { pace?: TagPacing | undefined; signal?: AbortSignal | undefined } = {},
 ): Promise<Uint8Array> {
   const { url } = member;
   return withMember(connect, member, async (peer) => {
@@ -181,10 +187,13 @@ export async function fetchGuestTags(
     let count = 0;
     for (let cursor: number | undefined = 0; cursor !== undefined;) {
       const verb = `guests/${encodeURIComponent(of.guest)}/tags`;
-      const path = directoryPath(of.domain, verb, { as: of.as, cursor: String(cursor) });
+      const most = how.pace?.most ?? MOST_QUERY_TAGS;
+      const path = directoryPath(of.domain, verb, { as: of.as, cursor: String(cursor), most: String(most) });
+      // what it may be: how much comes is known afterwards
+      await how.pace?.pass(most * TAG_BYTES);
       const page = await peer.exchange('GET', path, {
-        most: TAG_CURSOR_BYTES + MOST_QUERY_TAGS * TAG_BYTES,
-        signal,
+        most: TAG_CURSOR_BYTES + most * TAG_BYTES,
+        signal: how.signal,
       });
       if (page.length < TAG_CURSOR_BYTES || (page.length - TAG_CURSOR_BYTES) % TAG_BYTES !== 0)
         throw new PagetideError('PT_PEER_FAILED', `${url} answered no tags`);

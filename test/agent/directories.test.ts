@@ -6,7 +6,7 @@ import t, { type Test } from 'tap';
 import { buildApi } from '../../src/agent/api/app.ts';
 import { listenControl } from '../../src/agent/api/listen.ts';
 import { Directories } from '../../src/agent/directories.ts';
-import { tagsFrom } from '../../src/agent/guest-tag-pages.ts';
+import { ListedTags, tagsFrom } from '../../src/agent/guest-tag-pages.ts';
 import type { AgentDirectories } from '../../src/agent/service.ts';
 import { DomainStore } from '../../src/domains/store.ts';
 import type { Directory, GuestChange, Report } from '../../src/directory/directory.ts';
@@ -250,18 +250,49 @@ void t.test('many tags come page by page, each once', (t) => {
     view.setUint32(i * 16, Math.imul(i, 0x9e3779b1));
     view.setUint32(i * 16 + 4, i);
   }
-  const seen = new Set<number>();
-  let given = 0;
-  for (let cursor: number | undefined = 0, pages = 0; cursor !== undefined; pages++) {
-    const page = tagsFrom(tags, cursor);
-    t.ok(page.tags.length <= 65_536 * 16 && pages < 10);
-    const words = new DataView(page.tags.buffer, page.tags.byteOffset, page.tags.byteLength);
-    for (let at = 4; at < page.tags.length; at += 16, given++) seen.add(words.getUint32(at));
-    cursor = page.next === 0 ? undefined : page.next;
+  for (const most of [undefined, 3000]) {
+    const seen = new Set<number>();
+    let given = 0;
+    let worst = 0;
+    let pages = 0;
+    for (let cursor: number | undefined = 0; cursor !== undefined; pages++) {
+      const page = tagsFrom(tags, cursor, most);
+      worst = Math.max(worst, page.tags.length / 16);
+      const words = new DataView(page.tags.buffer, page.tags.byteOffset, page.tags.byteLength);
+      for (let at = 4; at < page.tags.length; at += 16, given++) seen.add(words.getUint32(at));
+      cursor = page.next === 0 ? undefined : page.next;
+    }
+    t.ok(worst <= (most ?? 65_536), `${worst} tags`);
+    t.ok(pages < (2 * count) / (most ?? 65_536) + 3, `${pages} pages`);
+    t.equal(given, count);
+    t.equal(seen.size, count);
   }
-  t.equal(given, count);
-  t.equal(seen.size, count);
   const crowd = tagsFrom(new Uint8Array(70_000 * 16), 0);
   t.equal(crowd.tags.length, 65_536 * 16, 'too many of one first word: it ends all the same');
+  t.end();
+});
+
+void t.test('pages of a list are of one moment; few lists are kept, and not for long', (t) => {
+  let now = 0;
+  let made = 0;
+  const listed = new ListedTags(() => now);
+  const make = () => ({ domain: 'shop', tags: new Uint8Array(++made) });
+  const length = (guest: string, anew = false) => listed.of(guest, anew, make)!.tags.length;
+  t.equal(length('web', true), 1);
+  now += 20_000;
+  t.equal(length('web'), 1);
+  now += 20_000;
+  t.equal(length('web'), 1, 'each page makes it last');
+  t.equal(length('web', true), 2, 'whoever begins gets what is now');
+  now += 31_000;
+  t.equal(length('web'), 3);
+  for (const name of ['a', 'b', 'c', 'd']) length(name);
+  t.equal(length('b'), 5);
+  t.equal(length('web'), 8, 'the fifth was too much');
+  t.equal(
+    listed.of('web', true, () => undefined),
+    undefined,
+  );
+  t.equal(length('web'), 9, 'a guest that has left is not remembered');
   t.end();
 });

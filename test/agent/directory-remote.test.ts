@@ -133,7 +133,7 @@ void t.test("a guest's tags, page by page", async (t) => {
   service.guestTagPage = { tags: tagsOf(1, 2), next: 5 };
   const circles = fetchGuestTags(connect, member, of);
   await t.rejects(circles, { code: 'PT_PEER_FAILED' });
-  t.same(service.calls.at(-1), ['directories.guestTags', DOMAIN, 'web1', 5, of.as, null]);
+  t.same(service.calls.at(-1), ['directories.guestTags', DOMAIN, 'web1', { cursor: 5, most: 65_536 }, of.as, null]);
 });
 
 void t.test('an agent that is away, and a call that is given up', async (t) => {

@@ -346,7 +346,7 @@ export class FakeService implements AgentService {
     empty: (name) => this.#promised('directories.empty', [name], () => undefined),
     member: (id, as, sender) => this.#called('directories.member', [id, as, sender], () => this.directory),
     guests: (...args) => this.#called('directories.guests', args, () => ['web1']),
-    guestTags: (...args) => this.#called('directories.guestTags', args, () => this.guestTagPage),
+    guestTags: (...args) => this.#promised('directories.guestTags', args, () => this.guestTagPage),
   };
   /** Undefined: this agent has none. */
   distribution: DistributionService | undefined = fakeDistribution((method, args, answer) =>

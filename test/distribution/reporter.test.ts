@@ -333,3 +333,30 @@ void t.test('whatever is lost, in the end it counts exactly what two guests or m
   );
   t.pass();
 });
+
+void t.test('reports go at the pace of tags, and are no larger than a message of it', async (t) => {
+  let now = 0;
+  const directory = new EmbeddedDirectory({ leaseMs: LEASE_MS, clock: () => now });
+  const host = new Host('a', directory, () => now);
+  host.add(
+    'web',
+    Array.from({ length: 250 }, (_, i) => i + 1),
+  );
+  const passed: number[] = [];
+  const pace = {
+    most: 100,
+    pass: (bytes: number) => {
+      passed.push(bytes);
+      return Promise.resolve();
+    },
+  };
+  host.start({ pace });
+  for (let i = 0; i < 3; i++) pass(host.sightings, 'web', host.guests.get('web')!);
+  for (let i = 0; i < 4; i++) {
+    now += 200;
+    await host.reporter.step();
+  }
+  t.equal(host.reporter.state().reportedTags, 250);
+  t.equal(passed.length, 3, 'a heartbeat does not wait');
+  t.ok(passed.every((bytes) => bytes < 110 * 16));
+});

@@ -37,8 +37,10 @@ void t.test('bringing pages ahead saves bytes, below its peak', { skip }, async 
   );
   const held = budget.map(({ heldBytes }) => heldBytes);
   t.ok(held[0] === 0 && held[1]! > 0 && held[1]! < held[2]!, `${held.join(', ')} bytes held by budget`);
-  // frames of the streams that bring, one way, with all headers; reports and plans aren't among them
+  // one way, with all headers: frames of the streams that bring, and all frames, those of reports and plans included
   const peaks = passes.flatMap(({ peakIn, peakOut }) => [...peakIn, ...peakOut]);
+  const all = passes.flatMap(({ allIn, allOut }) => [...allIn, ...allOut]);
+  t.ok(Math.max(...all) <= setup.peak / 10, `at most ${Math.max(...all)} bytes in 100 ms with all else`);
   t.ok(
     Math.max(...peaks) > 0 && Math.max(...peaks) <= setup.peak / 10,
     `at most ${Math.max(...peaks)} bytes in 100 ms`,

@@ -240,14 +240,18 @@ function addAgentRoutes(app: TypedApp, directories: AgentDirectories): void {
         tags,
         summary: 'The stable tags of a guest that is here, in pages: 4 bytes, the next cursor (0: none), and tags',
         params: params.extend({ guest: guestName }),
-        querystring: z.object({ as, cursor: z.coerce.number().int().min(0).max(0xffff_ffff).default(0) }),
+        querystring: z.object({
+          as,
+          cursor: z.coerce.number().int().min(0).max(0xffff_ffff).default(0),
+          most: z.coerce.number().int().min(1).max(MOST_QUERY_TAGS).optional(),
+        }),
         response: binary,
       },
     },
     async (request, reply) => {
       const { id, guest } = request.params;
-      const { as, cursor } = request.query;
-      const page = directories.guestTags(id, guest, cursor, as, senderOf(request));
+      const { as, cursor, most } = request.query;
+      const page = await directories.guestTags(id, guest, { cursor, most }, as, senderOf(request));
       const next = Buffer.alloc(4);
       next.writeUInt32LE(page.next);
       return reply.type(OCTETS).send(Buffer.concat([next, page.tags]) as never);

@@ -1,0 +1,79 @@
+/**
+ * The pace of tags without their pages: reports to directories, and the tags of guests that a plan names, those that are asked for and those that
+ * are sent. A guest of 4 GiB has 16 MiB of them, so they would be a spike of their own. They and the pages share what 100 ms may take:
+ *
+ *   │◄──────────────────── peak / 10 bytes ────────────────────►│
+ *   │ pages, 7/8                                   │ tags, 1/12 │ a message, 1/24 │
+ *
+ * One bucket a host paces all of its messages, whatever they are and wherever they go. A message is written at once when all of it was granted,
+ * so those of the 100 ms before, and what was held back for one message, are all that can meet in any 100 ms. What others send unasked (reports to the
+ * home of a domain) is paced where it comes from.
+ */
+import { MOST_REPORT_TAGS } from '../directory/directory.ts';
+import { TAG_BYTES } from '../pages/tags.ts';
+import { systemClock, type Clock } from './clock.ts';
+import { TokenBucket, type Rates } from './token-bucket.ts';
+import { LOWEST_PEAK, wireCost } from './wire-cost.ts';
+
+const PAGES_SHARE = 7 / 8;
+const TAGS_SHARE = 1 / 12;
+/** Of what 100 ms may take, the tags of one message: with headers still less than 1/24. */
+const MESSAGE_SHARE = 1 / 30;
+/** So that a message is more than its headers, also where the peak is low. */
+const LEAST_TAGS = 64;
+/** Headers of a request and its answer, bytes, generously. */
+const HEADERS = 1000;
+
+/**
+ * What is left for pages. Where the peak is within 1/7 of the lowest, pages have that, and tags come on top.
+ * @param rates of distribution as a whole, bytes a second
+ */
+export function pageRates({ average, peak }: Rates): Rates {
+  const left = Math.max(LOWEST_PEAK, Math.floor(peak * PAGES_SHARE));
+  return { average: Math.min(average, left), peak: left };
+}
+
+export class TagPace {
+  readonly #clock: Clock;
+  readonly #bucket: TokenBucket;
+  #peak: number;
+  /** Messages go in the order in which they came. Never rejects. */
+  #last: Promise<void> = Promise.resolve();
+
+  /** @param peak of distribution as a whole, bytes a second, at least {@link LOWEST_PEAK} */
+  constructor(peak: number, clock: Clock = systemClock) {
+    this.#clock = clock;
+    this.#peak = peak;
+    this.#bucket = new TokenBucket(ratesOf(peak), () => clock.nowMs());
+  }
+
+  setPeak(peak: number): void {
+    this.#bucket.setRates(ratesOf(peak));
+    this.#peak = peak;
+  }
+
+  /** Tags that one message may have. */
+  get most(): number {
+    const tags = Math.floor(((this.#peak / 10) * MESSAGE_SHARE) / TAG_BYTES);
+    return Math.min(MOST_REPORT_TAGS, Math.max(LEAST_TAGS, tags));
+  }
+
+  /** Resolves when a message of so many bytes may go; also, without it, when the signal aborts. It is to be written at once. */
+  pass(bytes: number, signal: AbortSignal = new AbortController().signal): Promise<void> {
+    this.#last = this.#last.then(() => this.#pass(wireCost(bytes + HEADERS, true), signal));
+    return this.#last;
+  }
+
+  async #pass(bytes: number, signal: AbortSignal): Promise<void> {
+    for (let left = bytes; left > 0 && !signal.aborted;) {
+      const { bytes: granted, againMs } = this.#bucket.take(left);
+      left -= granted;
+      if (left > 0) await this.#clock.wait(againMs, signal);
+    }
+  }
+}
+
+function ratesOf(peak: number): Rates {
+  const rate = peak * TAGS_SHARE;
+  return { average: rate, peak: rate };
+}
