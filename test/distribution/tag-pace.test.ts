@@ -61,7 +61,11 @@ void t.test('a guest of 4 GiB at the usual rates', async (t) => {
   const clock = jumpingClock();
   const pace = new TagPace(50_000_000, clock);
   const messages = Math.ceil(2 ** 20 / pace.most);
-  await send(pace, clock, Array.from({ length: messages }, () => pace.most * TAG_BYTES));
+  await send(
+    pace,
+    clock,
+    Array.from({ length: messages }, () => pace.most * TAG_BYTES),
+  );
   t.ok(clock.now > 3000 && clock.now < 8000, `${Math.round(clock.now)} ms`);
 });
 
