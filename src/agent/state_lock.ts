@@ -117,7 +117,8 @@ function probe(path: string): Promise<string | undefined> {
     // one that closes without a word has just withdrawn, or is about to end: look again
     socket.on('end', () => resolve(text === '' ? TRYING : text.slice(0, 1)));
     socket.on('error', (error: NodeJS.ErrnoException) => {
-      if (connected || error.code === 'EAGAIN') resolve(TRYING);
+      // reset: it listened a moment ago, and withdrew before it took this connection
+      if (connected || error.code === 'EAGAIN' || error.code === 'ECONNRESET') resolve(TRYING);
       else if (error.code === 'ECONNREFUSED' || error.code === 'ENOENT') resolve(undefined);
       else reject(error);
     });

@@ -51,7 +51,9 @@ void t.test('DMA that is under way in a scan', { ...qemu, skip }, async (t) => {
   await until('it reads', async () => ((await vmm.stats())?.operations ?? 0) > 0);
 
   const exact = { tracking: () => Promise.resolve('exact' as const) };
-  const wrong = await missed(t, vmm, exact);
+  // by luck none may be under way, most of all where much else runs
+  let wrong: number[] = [];
+  for (let attempt = 0; attempt < 6 && wrong.length === 0; attempt++) wrong = await missed(t, vmm, exact);
   t.ok(wrong.length > 0, `held to be exact it misses ${wrong.length} pages: so this test can fail`);
 
   const asked: string[] = [];
