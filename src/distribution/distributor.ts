@@ -18,8 +18,6 @@
  *
  * What is held is known across a restart (held-file.ts), so the first plan of a new run is what the last one had left.
  */
-import { mkdir } from 'node:fs/promises';
-import { join } from 'node:path';
 import type { Logger } from 'pino';
 import { asPagetideError, PagetideError } from '../errors.ts';
 import type { PageCache } from '../pages/cache.ts';
@@ -30,14 +28,12 @@ import type { ErrandBringer, Surroundings } from './bringing.ts';
 import type { ErrandResult } from './errand.ts';
 import { systemClock, type Clock } from './clock.ts';
 import { explainPages } from './explain-pages.ts';
-import { readHeld, writeHeld } from './held-file.ts';
-import { HELD_BYTES, HeldPages } from './held-pages.ts';
+import { HELD_BYTES } from './held-pages.ts';
 import { HINTS_MS, watchHints } from './hint-watch.ts';
 import type { DistributionInfo, DistributionSettings, HostExplanation } from './info.ts';
+import { Kept } from './kept.ts';
 import { makeErrand, MOST_ERRAND, nextPlan, type RowErrand } from './make-errand.ts';
 import { makePlan, type DomainPlan } from './planner.ts';
-import { readSettings, writeSettings, type SavedSettings } from './saved-settings.ts';
-import { Score } from './score.ts';
 import { serveArrival } from './serve-arrival.ts';
 import { shrinkTo } from './shrink.ts';
 import { statusOf } from './status.ts';
@@ -46,8 +42,6 @@ import type { Rates } from './token-bucket.ts';
 import { checkRates } from './wire-cost.ts';
 import { WireMeans } from './wire-means.ts';
 
-/** Between two writings of what is held, milliseconds. */
-export const SAVE_MS = 60_000;
 /** Errands under way at once: the next is made while one is, so that its end is no pause. */
 const ERRANDS = 2;
 /** Between two plans, in times that the first took: tags of guests that are asked for have their own pace, and no pages come while a plan is made. */
@@ -71,10 +65,8 @@ export interface DistributorParts {
 export class Distributor {
   readonly #parts: DistributorParts;
   readonly #clock: Clock;
-  readonly #held = new HeldPages();
+  readonly #kept: Kept;
   readonly #means = new WireMeans();
-  #score: Score;
-  #saved: SavedSettings = { paused: false };
   #plans = new Map<number, DomainPlan>();
   readonly #totals: DistributionInfo['totals'] = {
     ...{ broughtPages: 0, broughtBytes: 0, servedPages: 0, savedBytes: 0, leftPages: 0, evictedPages: 0 },
@@ -84,10 +76,8 @@ export class Distributor {
   /** Domains by name: whether the directory answered the last plan. */
   readonly #reachable = new Map<string, boolean>();
   #doing: 'planning' | 'bringing' | 'idle' = 'idle';
-  /** When the next plan is due, and when what is held was written last. */
+  /** When the next plan is due. */
   #planMs = 0;
-  #savedMs = 0;
-  #savedChanges = 0;
   #latestMs = -Infinity;
   readonly #closed = new AbortController();
   #wake = new AbortController();
@@ -95,41 +85,24 @@ export class Distributor {
   #loop: Promise<void> | undefined;
   /** Arrivals, removals and the like, one after the other. Never rejects. */
   #work: Promise<void> = Promise.resolve();
-  #saving: Promise<void> = Promise.resolve();
 
   constructor(parts: DistributorParts) {
     this.#parts = parts;
     this.#clock = parts.clock ?? systemClock;
-    this.#score = new Score(() => this.#now());
-    this.#savedMs = this.#now();
+    const { folder, log } = parts;
+    this.#kept = new Kept({ folder, log, clock: this.#clock, nowMs: () => this.#now() });
   }
 
   /** Takes up what an earlier run left, and begins. What can't be read is said and dropped. */
   async start(): Promise<void> {
-    const { folder, log, bringer, settings } = this.#parts;
-    const lost = (error: unknown): void => {
-      const { code, message } = asPagetideError(error);
-      log.warn({ code }, `what distribution had kept is lost: ${message}`);
-    };
-    try {
-      await mkdir(folder, { recursive: true, mode: 0o700 });
-      this.#saved = await readSettings(this.#path('settings.json'));
-    } catch (error) {
-      lost(error);
-    }
-    bringer.setRates(this.#saved.rates ?? settings.rates);
-    try {
-      const score = await readHeld(this.#path('held'), this.#held, this.#now());
-      if (score !== undefined) this.#score = Score.from(score, () => this.#now());
-    } catch (error) {
-      lost(error);
-    }
-    this.#savedChanges = this.#held.changes;
+    const { log, bringer, settings } = this.#parts;
+    await this.#kept.start();
+    bringer.setRates(this.#kept.settings.rates ?? settings.rates);
     this.#loop = this.#run();
     void watchHints({
       ...{ plans: () => this.#plans.values(), around: this.#parts.around, clock: this.#clock, log },
       ...{ signal: this.#closed.signal, changed: () => this.nudge() },
-      isIdle: () => this.#saved.paused || this.#isOff,
+      isIdle: () => this.#kept.settings.paused || this.#isOff,
     });
   }
 
@@ -142,30 +115,29 @@ export class Distributor {
     }
     await this.#loop;
     await this.#work;
-    await this.#saving;
-    if (this.#loop !== undefined && this.#savedChanges !== this.#held.changes) await this.#save();
+    await this.#kept.close();
   }
 
   /** Brings nothing until {@link resume}; outlives a restart. Resolves when that is on the disk. @throws PagetideError `PT_IO` */
   async pause(): Promise<void> {
-    this.#saved.paused = true;
+    this.#kept.settings.paused = true;
     this.#stopErrands();
     this.#wake.abort();
-    await this.#saveSettings();
+    await this.#kept.saveSettings();
   }
 
   /** @throws PagetideError `PT_IO` */
   async resume(): Promise<void> {
-    this.#saved.paused = false;
+    this.#kept.settings.paused = false;
     this.nudge();
-    await this.#saveSettings();
+    await this.#kept.saveSettings();
   }
 
   /** At once; outlives a restart. @throws PagetideError `PT_BAD_ARGUMENT`, `PT_IO` */
   async setRates(rates: Rates): Promise<void> {
-    this.#saved.rates = checkRates(rates);
+    this.#kept.settings.rates = checkRates(rates);
     this.#parts.bringer.setRates(rates);
-    await this.#saveSettings();
+    await this.#kept.saveSettings();
   }
 
   /**
@@ -174,13 +146,13 @@ export class Distributor {
    */
   async setBudget(bytes: number): Promise<void> {
     if (!(bytes >= 0)) throw new PagetideError('PT_BAD_ARGUMENT', `no budget in bytes: ${bytes}`);
-    this.#saved.budgetBytes = bytes;
+    this.#kept.settings.budgetBytes = bytes;
     // what is queued was chosen for another budget
     for (const plan of this.#plans.values()) plan.clear();
     this.#stopErrands();
     await this.#shrink();
     this.nudge();
-    await this.#saveSettings();
+    await this.#kept.saveSettings();
   }
 
   /** A plan soon: something changed that it should know. */
@@ -192,10 +164,16 @@ export class Distributor {
   status(): DistributionInfo {
     return statusOf({
       around: this.#parts.around,
-      ...{ cache: this.#parts.cache !== undefined, paused: this.#saved.paused, doing: this.#doing },
+      ...{ cache: this.#parts.cache !== undefined, paused: this.#kept.settings.paused, doing: this.#doing },
       standingBack: this.#parts.bringer.stats().standingBack,
-      ...{ rates: this.#saved.rates ?? this.#parts.settings.rates, budgetBytes: this.#budget() },
-      ...{ held: this.#held, score: this.#score, plans: this.#plans, lastPlan: this.#lastPlan, totals: this.#totals },
+      ...{ rates: this.#kept.settings.rates ?? this.#parts.settings.rates, budgetBytes: this.#budget() },
+      ...{
+        held: this.#kept.held,
+        score: this.#kept.score,
+        plans: this.#plans,
+        lastPlan: this.#lastPlan,
+        totals: this.#totals,
+      },
       reachable: this.#reachable,
     });
   }
@@ -213,7 +191,7 @@ export class Distributor {
       throw new PagetideError('PT_BAD_ARGUMENT', `tags of 16 bytes, ${MOST_QUERY_TAGS} at most`);
     return explainPages({
       ...{ domain: domain.id, tags, plan: this.#plans.get(domain.id), place: around.directory(name) },
-      ...{ held: this.#held, cache, score: this.#score, settings },
+      ...{ held: this.#kept.held, cache, score: this.#kept.score, settings },
       ...{ wireMean: this.#means.of(domain.id), nowMs: this.#now() },
     });
   }
@@ -229,7 +207,7 @@ export class Distributor {
     const domain = around.domains().find((each) => each.name === name);
     if (domain === undefined || cache === undefined) return;
     await this.#queueWork(async () => {
-      const { pages, bytes } = await serveArrival(domain, manifest.tags, this.#held, this.#score, cache);
+      const { pages, bytes } = await serveArrival(domain, manifest.tags, this.#kept.held, this.#kept.score, cache);
       this.#totals.servedPages += pages;
       this.#totals.savedBytes += bytes;
     });
@@ -248,10 +226,10 @@ export class Distributor {
         errand.plan.gone = true;
         errand.stop.abort();
       }
-    this.#score.forget(name);
+    this.#kept.score.forget(name);
     this.#means.forget(id);
     this.#reachable.delete(name);
-    const rows = this.#held.dropDomain(id);
+    const rows = this.#kept.held.dropDomain(id);
     // its count goes with the first step, at once
     const first = rows.next();
     if (first.done !== true)
@@ -268,7 +246,7 @@ export class Distributor {
       this.#wake = new AbortController();
       this.#doing = 'idle';
       try {
-        if (this.#saved.paused || this.#isOff) await this.#clock.wait(HINTS_MS, this.#wake.signal);
+        if (this.#kept.settings.paused || this.#isOff) await this.#clock.wait(HINTS_MS, this.#wake.signal);
         else if (this.#now() >= this.#planMs) await this.#plan();
         else if (nextPlan(this.#plans.values()) !== undefined) await this.#bring();
         else await this.#clock.wait(Math.max(1, Math.min(HINTS_MS, this.#planMs - this.#now())), this.#wake.signal);
@@ -277,10 +255,6 @@ export class Distributor {
         this.#parts.log.error({ code }, `distribution: ${message}`);
         for (const plan of this.#plans.values()) plan.clear();
         this.#planMs = this.#now() + this.#parts.settings.intervalMs;
-      }
-      if (this.#now() - this.#savedMs >= SAVE_MS && this.#savedChanges !== this.#held.changes) {
-        this.#savedMs = this.#now();
-        this.#saving = this.#saving.then(async () => this.#save());
       }
     }
     this.#doing = 'idle';
@@ -295,7 +269,7 @@ export class Distributor {
     this.#planMs = Infinity;
     const planned = await makePlan(
       {
-        ...{ around, cache: cache!, held: this.#held, score: this.#score, means: this.#means, settings },
+        ...{ around, cache: cache!, held: this.#kept.held, score: this.#kept.score, means: this.#means, settings },
         ...{ nowMs: () => this.#now(), unixMs: () => this.#clock.unixMs() },
       },
       this.#plans,
@@ -321,7 +295,7 @@ export class Distributor {
     const { tookMs } = this.#lastPlan;
     if (this.#planMs === Infinity) this.#planMs = this.#now() + Math.max(settings.intervalMs, PLANNING * tookMs);
     // set while this was made, by who nudged: what was chosen may be too much
-    else if (this.#held.bytes + this.#queuedPages * HELD_BYTES > this.#budget())
+    else if (this.#kept.held.bytes + this.#queuedPages * HELD_BYTES > this.#budget())
       for (const plan of this.#plans.values()) plan.clear();
   }
 
@@ -334,17 +308,17 @@ export class Distributor {
         const one = this.#bringNext(plan).finally(() => under.delete(one));
         under.add(one);
         if (under.size === ERRANDS) await Promise.race(under);
-        if (this.#held.bytes > this.#budget()) await this.#shrink();
+        if (this.#kept.held.bytes > this.#budget()) await this.#shrink();
       }
       await Promise.all(under);
     } finally {
       await Promise.allSettled(under);
     }
-    if (this.#held.bytes > this.#budget()) await this.#shrink();
+    if (this.#kept.held.bytes > this.#budget()) await this.#shrink();
   }
 
   get #nextPlan(): DomainPlan | undefined {
-    if (this.#closed.signal.aborted || this.#saved.paused || this.#isOff || this.#now() >= this.#planMs)
+    if (this.#closed.signal.aborted || this.#kept.settings.paused || this.#isOff || this.#now() >= this.#planMs)
       return undefined;
     return nextPlan(this.#plans.values());
   }
@@ -355,7 +329,7 @@ export class Distributor {
 
   async #bringNext(plan: DomainPlan): Promise<void> {
     const { around, cache, resident, bringer, log } = this.#parts;
-    const { average } = this.#saved.rates ?? this.#parts.settings.rates;
+    const { average } = this.#kept.settings.rates ?? this.#parts.settings.rates;
     const fitting = Math.floor((average * ERRAND_MS) / 1000 / this.#means.of(plan.domain.id));
     const stop = new AbortController();
     const under = { plan, stop };
@@ -379,16 +353,22 @@ export class Distributor {
   /** What became of an errand. */
   #take(errand: RowErrand, result: ErrandResult): void {
     takeErrand(errand, result, {
-      ...{ held: this.#held, score: this.#score, means: this.#means, totals: this.#totals, nowMs: this.#now() },
+      ...{
+        held: this.#kept.held,
+        score: this.#kept.score,
+        means: this.#means,
+        totals: this.#totals,
+        nowMs: this.#now(),
+      },
       // else one that is stopped again and again for a reason that nobody here knows would go round for ever
-      putsBack: this.#saved.paused || this.#planMs <= this.#now(),
+      putsBack: this.#kept.settings.paused || this.#planMs <= this.#now(),
     });
   }
 
   async #shrink(): Promise<void> {
     const { cache, settings } = this.#parts;
     if (cache !== undefined)
-      this.#totals.leftPages += await shrinkTo(this.#budget(), this.#held, cache, settings.prices, this.#now());
+      this.#totals.leftPages += await shrinkTo(this.#budget(), this.#kept.held, cache, settings.prices, this.#now());
   }
 
   get #queuedPages(): number {
@@ -399,7 +379,7 @@ export class Distributor {
 
   #budget(): number {
     const { cache, settings } = this.#parts;
-    return this.#saved.budgetBytes ?? settings.budgetBytes ?? ((cache?.stats().slots ?? 0) * HELD_BYTES) / 2;
+    return this.#kept.settings.budgetBytes ?? settings.budgetBytes ?? ((cache?.stats().slots ?? 0) * HELD_BYTES) / 2;
   }
 
   get #isOff(): boolean {
@@ -410,31 +390,10 @@ export class Distributor {
     return (this.#latestMs = Math.max(this.#latestMs, this.#clock.nowMs()));
   }
 
-  #path(name: string): string {
-    return join(this.#parts.folder, name);
-  }
-
   async #queueWork(work: () => Promise<void>): Promise<void> {
     this.#work = this.#work.then(work).catch((error: unknown) => {
       this.#parts.log.error({ code: asPagetideError(error).code }, asPagetideError(error).message);
     });
     await this.#work;
-  }
-
-  async #saveSettings(): Promise<void> {
-    const saving = this.#saving.then(async () => writeSettings(this.#path('settings.json'), this.#saved));
-    this.#saving = saving.catch(() => undefined);
-    await saving;
-  }
-
-  async #save(): Promise<void> {
-    const { changes } = this.#held;
-    try {
-      await writeHeld(this.#path('held'), this.#held, this.#score.toJSON(), this.#now());
-      this.#savedChanges = changes;
-    } catch (error) {
-      const { code, message } = asPagetideError(error);
-      this.#parts.log.warn({ code }, `what distribution holds is not kept: ${message}`);
-    }
   }
 }

@@ -2,23 +2,9 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t from 'tap';
-import type { Distributor } from '../../src/distribution/distributor.ts';
-import { keysOf, range, tagsOf, until, World } from './support.ts';
+import { began, keysOf, planned, range, tagsOf, until, World } from './support.ts';
 
 const PAGE = 4096;
-
-/** Until the next plan was made and carried out. */
-async function planned(world: World, distributor: Distributor): Promise<void> {
-  const { plans } = distributor.status().totals;
-  world.clock.advance(60_000);
-  await until(() => distributor.status().totals.plans > plans && distributor.status().queuedPages === 0);
-  await until(() => ['idle', 'directory-away'].includes(distributor.status().state));
-}
-
-async function began(distributor: Distributor): Promise<void> {
-  await until(() => distributor.status().totals.plans > 0 && distributor.status().queuedPages === 0);
-  await until(() => ['idle', 'directory-away'].includes(distributor.status().state));
-}
 
 void t.test('what like guests elsewhere hold is brought, from those who hold it', async (t) => {
   const world = await World.make(t, ['d']);

@@ -9,7 +9,7 @@ import { EmbeddedDirectory } from '../../src/directory/embedded.ts';
 import type { ErrandBringer, Surroundings } from '../../src/distribution/bringing.ts';
 import { Outcome, type Errand, type ErrandResult } from '../../src/distribution/errand.ts';
 import type { Clock } from '../../src/distribution/clock.ts';
-import { Distributor } from '../../src/distribution/distributor.ts';
+import { Distributor, type DistributorParts } from '../../src/distribution/distributor.ts';
 import type { Hint } from '../../src/directory/hint.ts';
 import { DISTRIBUTION_DEFAULTS, type DistributionSettings } from '../../src/distribution/info.ts';
 import { PagetideError } from '../../src/errors.ts';
@@ -92,6 +92,8 @@ export class FakeBringer implements ErrandBringer {
   /** Until this resolves an errand is on its way. */
   gate: Promise<void> | undefined;
   standingBack = false;
+  /** Pages that the cache has room for. */
+  room = Infinity;
   readonly #cache: FakeCache;
 
   constructor(cache: FakeCache) {
@@ -107,6 +109,8 @@ export class FakeBringer implements ErrandBringer {
       if (signal.aborted) return Outcome.Stopped;
       if (this.#cache.pages.has(key)) return Outcome.Present;
       if (this.absent.has(key)) return Outcome.Absent;
+      if (this.room === 0) return Outcome.Full;
+      this.room--;
       this.#cache.pages.add(key);
       return Outcome.Brought;
     });
@@ -133,6 +137,8 @@ export class World {
   readonly away = new Set<string>();
   /** Tags of guests by name: `host/guest`. */
   readonly guests = new Map<string, Uint8Array>();
+  /** Where the agents of other hosts are. */
+  readonly urls = new Map(['a', 'b'].map((host) => [host, `http://${host}`]));
   readonly #sequences = new Map<string, number>();
   #epoch = 1;
   readonly folder: string;
@@ -197,7 +203,7 @@ export class World {
     };
     return {
       domains: () => this.domains,
-      members: () => ['a', 'b'].map((host) => ({ host, url: `http://${host}` })),
+      members: () => [...this.urls].map(([host, url]) => ({ host, url })),
       directory: (name) => ({
         ...{ domain: name, self: 'c' },
         directory: {
@@ -216,16 +222,35 @@ export class World {
     };
   }
 
-  async distributor(settings: Partial<DistributionSettings> = {}): Promise<Distributor> {
+  /** @param parts instead of those that are told what to do */
+  async distributor(
+    parts: Partial<Pick<DistributorParts, 'cache' | 'resident' | 'bringer'>> = {},
+    settings: Partial<DistributionSettings> = {},
+  ): Promise<Distributor> {
     const made = new Distributor({
       ...{ around: this.around, cache: this.cache, resident: undefined, bringer: this.bringer },
       settings: { ...DISTRIBUTION_DEFAULTS, ...settings },
       ...{ folder: this.folder, log: pino({ enabled: false }), clock: this.clock },
+      ...parts,
     });
     this.#t.teardown(async () => made.close());
     await made.start();
     return made;
   }
+}
+
+/** Until the next plan was made and carried out. */
+export async function planned(world: World, distributor: Distributor): Promise<void> {
+  const { plans } = distributor.status().totals;
+  world.clock.advance(60_000);
+  await until(() => distributor.status().totals.plans > plans && distributor.status().queuedPages === 0);
+  await until(() => ['idle', 'directory-away'].includes(distributor.status().state));
+}
+
+/** The same of the first. */
+export async function began(distributor: Distributor): Promise<void> {
+  await until(() => distributor.status().totals.plans > 0 && distributor.status().queuedPages === 0);
+  await until(() => ['idle', 'directory-away'].includes(distributor.status().state));
 }
 
 /** Waits for it in turns of the event loop. */
