@@ -3,7 +3,7 @@
  * are sent. A guest of 4 GiB has 16 MiB of them, so they would be a spike of their own. They and the pages share what 100 ms may take:
  *
  *   │◄──────────────────── peak / 10 bytes ────────────────────►│
- *   │ pages, 7/8                                   │ tags, 1/12 │ a message, 1/24 │
+ *   │ pages, about 7/8                             │ tags, 1/12 │ a message, 1/24 │
  *
  * One bucket a host paces all of its messages, whatever they are and wherever they go. A message is written at once when all of it was granted,
  * so those of the 100 ms before, and what was held back for one message, are all that can meet in any 100 ms. What others send unasked (reports to the
@@ -15,21 +15,20 @@ import { systemClock, type Clock } from './clock.ts';
 import { TokenBucket, type Rates } from './token-bucket.ts';
 import { LOWEST_PEAK, wireCost } from './wire-cost.ts';
 
-const PAGES_SHARE = 7 / 8;
 const TAGS_SHARE = 1 / 12;
 /** Of what 100 ms may take, the tags of one message: with headers still less than 1/24. */
 const MESSAGE_SHARE = 1 / 30;
-/** So that a message is more than its headers, also where the peak is low. */
+/** So that a message is more than its headers, also where the peak is low: its share is greater there. */
 const LEAST_TAGS = 64;
 /** Headers of a request and its answer, bytes, generously. */
 const HEADERS = 1000;
 
 /**
- * What is left for pages. Where the peak is within 1/7 of the lowest, pages have that, and tags come on top.
+ * What is left for pages. Where that would be below the lowest peak, as of one below 250 kB/s, pages have that, and tags come on top.
  * @param rates of distribution as a whole, bytes a second
  */
 export function pageRates({ average, peak }: Rates): Rates {
-  const left = Math.max(LOWEST_PEAK, Math.floor(peak * PAGES_SHARE));
+  const left = Math.max(LOWEST_PEAK, Math.floor(peak * (1 - TAGS_SHARE)) - 10 * messageCost(mostOf(peak) * TAG_BYTES));
   return { average: Math.min(average, left), peak: left };
 }
 
@@ -54,13 +53,12 @@ export class TagPace {
 
   /** Tags that one message may have. */
   get most(): number {
-    const tags = Math.floor(((this.#peak / 10) * MESSAGE_SHARE) / TAG_BYTES);
-    return Math.min(MOST_REPORT_TAGS, Math.max(LEAST_TAGS, tags));
+    return mostOf(this.#peak);
   }
 
   /** Resolves when a message of so many bytes may go; also, without it, when the signal aborts. It is to be written at once. */
   pass(bytes: number, signal: AbortSignal = new AbortController().signal): Promise<void> {
-    this.#last = this.#last.then(() => this.#pass(wireCost(bytes + HEADERS, true), signal));
+    this.#last = this.#last.then(() => this.#pass(messageCost(bytes), signal));
     return this.#last;
   }
 
@@ -71,6 +69,16 @@ export class TagPace {
       if (left > 0) await this.#clock.wait(againMs, signal);
     }
   }
+}
+
+function mostOf(peak: number): number {
+  const tags = Math.floor(((peak / 10) * MESSAGE_SHARE) / TAG_BYTES);
+  return Math.min(MOST_REPORT_TAGS, Math.max(LEAST_TAGS, tags));
+}
+
+/** Of a message with so many bytes of tags, with its request or answer. */
+function messageCost(bytes: number): number {
+  return wireCost(bytes + HEADERS, true);
 }
 
 function ratesOf(peak: number): Rates {

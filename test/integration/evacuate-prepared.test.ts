@@ -20,7 +20,7 @@ const config = {
   peers: { most: 0 },
 };
 /** So slow that a guest takes minutes. */
-const slow = { ...config, distribution: { intervalMs: 1000, average: '64K', peak: '256K', moves: 0 } };
+const slow = { ...config, distribution: { intervalMs: 1000, average: '64K', peak: '1M', moves: 0 } };
 /** It writes nearly nothing: what it has is stable. */
 const still = { memory: '16M', seed: 7, writeRate: 1, readRate: 100, workingSet: 0.01, threads: 1 };
 const guests = ['one', 'two'];
