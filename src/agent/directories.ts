@@ -19,6 +19,7 @@ import type { TagPace } from '../distribution/tag-pace.ts';
 import { MemberDirectory } from '../directory/member.ts';
 import { PersistentDirectory } from '../directory/persistent.ts';
 import { asPagetideError, PagetideError } from '../errors.ts';
+import { TAG_BYTES } from '../pages/tags.ts';
 import { RemoteDirectory } from '../transport/directory-client.ts';
 import type { ConnectPeer } from '../transport/member-peer.ts';
 import { DirectoryWatch, type DirectoryState } from './directory-watch.ts';
@@ -185,8 +186,8 @@ export class Directories implements AgentDirectories {
   }
 
   /**
-   * A page of a guest's stable tags, for a host that has its domain; of `most` tags, or fewer where that is too much at once. All pages are of
-   * the moment of the first, if they are asked for one soon after the other.
+   * A page of a guest's stable tags, for a host that has its domain; of `most` tags, or fewer where that is too much at once. Pages are of a moment
+   * when somebody asked for the first, or later.
    * @throws PagetideError `PT_DOMAIN_UNKNOWN`, `PT_NO_PERMISSION`, `PT_GUEST_UNKNOWN`
    */
   async guestTags(
@@ -203,9 +204,11 @@ export class Directories implements AgentDirectories {
     if (found?.domain !== name)
       throw new PagetideError('PT_GUEST_UNKNOWN', `there is no guest '${guest}' of that domain here`);
     const most = Math.min(page.most ?? MOST_QUERY_TAGS, pace?.most ?? MOST_QUERY_TAGS);
-    const answer = tagsFrom(found.tags, page.cursor, most);
-    await pace?.pass(answer.tags.length);
-    return answer;
+    // made afterwards: many may wait
+    await pace?.pass(Math.min(most * TAG_BYTES, found.tags.length));
+    // it may have lost the domain meanwhile
+    this.#asked(id, as, sender);
+    return tagsFrom(found.tags, page.cursor, most);
   }
 
   /** The name of a domain that is asked about by a host that has it. */

@@ -67,13 +67,25 @@ export function formatPrepared({
   return [how, `${percent(there, pages)}% of pages there`, ...notes, `after ${formatDuration(elapsedMs)}`].join('; ');
 }
 
+/** How a preparation ended, once. */
+class PreparedLine {
+  #isTold = false;
+
+  tell({ preparation }: EvacuationInfo, write: (line: string) => void): void {
+    const line = preparation === undefined || this.#isTold ? undefined : formatPrepared(preparation);
+    if (line === undefined) return;
+    this.#isTold = true;
+    write(`prepared: ${line}`);
+  }
+}
+
 /** As lines of a migration each, and one at every change of their number. */
 export class EvacuationLines implements EvacuationView {
   readonly #write: (line: string) => void;
   readonly #guests = new Map<string, LineView>();
   readonly #told = new Map<string, string>();
   #counts = '';
-  #isPrepared = false;
+  readonly #prepared = new PreparedLine();
   #ended = false;
 
   constructor(write: (line: string) => void) {
@@ -87,7 +99,7 @@ export class EvacuationLines implements EvacuationView {
       this.#prepares(info.preparation);
       return;
     }
-    this.#prepared(info);
+    this.#prepared.tell(info, this.#write);
     const counts = formatCounts(info);
     if (counts !== this.#counts) this.#write(counts);
     this.#counts = counts;
@@ -99,13 +111,6 @@ export class EvacuationLines implements EvacuationView {
     const figures = line.slice(0, line.lastIndexOf(';'));
     if (figures !== this.#counts) this.#write(line);
     this.#counts = figures;
-  }
-
-  #prepared({ preparation }: EvacuationInfo): void {
-    const line = preparation === undefined || this.#isPrepared ? undefined : formatPrepared(preparation);
-    if (line === undefined) return;
-    this.#isPrepared = true;
-    this.#write(`prepared: ${line}`);
   }
 
   #guest(guest: EvacuatedGuest): void {
@@ -141,7 +146,7 @@ class EvacuationBars implements EvacuationView {
   readonly #guests = new Map<string, { bar: Bar; rate: Rate }>();
   readonly #all: Bar;
   readonly #told = new Map<string, string>();
-  #isPrepared = false;
+  readonly #prepared = new PreparedLine();
   #ended = false;
 
   constructor(stream: NodeJS.WriteStream, Bars: MultiBarClass) {
@@ -168,16 +173,9 @@ class EvacuationBars implements EvacuationView {
       this.#all.update(there, { counts: formatPreparation(info.preparation) });
       return;
     }
-    this.#prepared(info);
+    this.#prepared.tell(info, (line) => this.say(line));
     this.#all.setTotal(Math.max(1, info.guests.length));
     this.#all.update(info.totals.moved + info.totals.stay, { counts: formatCounts(info) });
-  }
-
-  #prepared({ preparation }: EvacuationInfo): void {
-    const line = preparation === undefined || this.#isPrepared ? undefined : formatPrepared(preparation);
-    if (line === undefined) return;
-    this.#isPrepared = true;
-    this.say(`prepared: ${line}`);
   }
 
   #guest(guest: EvacuatedGuest): void {

@@ -67,7 +67,9 @@ export interface ReporterParts {
   epochs: { next(above?: number): Promise<number> };
   log: Logger;
   /** Of this and all else that this host tells of tags; without one a report is as large as may be. */
-  pace?: { readonly most: number; pass(bytes: number, signal: AbortSignal): Promise<void> } | undefined;
+  pace?:
+    | { readonly most: number; pass(bytes: number, of: { signal: AbortSignal; report: true }): Promise<void> }
+    | undefined;
   settings?: Partial<ReporterSettings>;
   /** Milliseconds, never backwards; default `performance.now`. */
   clock?: () => number;
@@ -180,7 +182,8 @@ export class Reporter {
       const bytes = reportBytes(report);
       const { directory, host, pace } = this.#parts;
       // a heartbeat is less than its headers, and must not be late
-      if (report !== undefined) await pace?.pass(bytes, this.#stop.signal);
+      if (report !== undefined && pace !== undefined)
+        await this.#orStopped(pace.pass(bytes, { signal: this.#stop.signal, report: true }));
       if (this.#stopped) return 0;
       this.#bytesSent += bytes;
       const answering =

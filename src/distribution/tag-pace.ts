@@ -23,6 +23,15 @@ const LEAST_TAGS = 64;
 /** Headers of a request and its answer, bytes, generously. */
 const HEADERS = 1000;
 
+const NEVER = new AbortController().signal;
+
+interface Message {
+  /** On the wire. */
+  bytes: number;
+  signal: AbortSignal;
+  done: () => void;
+}
+
 /**
  * What is left for pages. Where that would be below the lowest peak, as of one below 250 kB/s, pages have that, and tags come on top.
  * @param rates of distribution as a whole, bytes a second
@@ -36,8 +45,10 @@ export class TagPace {
   readonly #clock: Clock;
   readonly #bucket: TokenBucket;
   #peak: number;
-  /** Messages go in the order in which they came. Never rejects. */
-  #last: Promise<void> = Promise.resolve();
+  /** In the order in which they came; reports first. */
+  readonly #reports: Message[] = [];
+  readonly #lists: Message[] = [];
+  #isGoing = false;
 
   /** @param peak of distribution as a whole, bytes a second, at least {@link LOWEST_PEAK} */
   constructor(peak: number, clock: Clock = systemClock) {
@@ -56,18 +67,37 @@ export class TagPace {
     return mostOf(this.#peak);
   }
 
-  /** Resolves when a message of so many bytes may go; also, without it, when the signal aborts. It is to be written at once. */
-  pass(bytes: number, signal: AbortSignal = new AbortController().signal): Promise<void> {
-    this.#last = this.#last.then(() => this.#pass(messageCost(bytes), signal));
-    return this.#last;
+  /**
+   * Resolves when a message of so many bytes may go; it is to be written at once. Where the signal aborts, its turn is soon over, and it
+   * costs no more.
+   * @param of report: goes before all that is no report, however many ask for lists: a host that is not heard of for a lease is taken out
+   */
+  pass(
+    bytes: number,
+    { signal = NEVER, report = false }: { signal?: AbortSignal; report?: boolean } = {},
+  ): Promise<void> {
+    return new Promise((done) => {
+      (report ? this.#reports : this.#lists).push({ bytes: messageCost(bytes), signal, done });
+      if (!this.#isGoing) void this.#go();
+    });
   }
 
-  async #pass(bytes: number, signal: AbortSignal): Promise<void> {
-    for (let left = bytes; left > 0 && !signal.aborted;) {
-      const { bytes: granted, againMs } = this.#bucket.take(left);
-      left -= granted;
-      if (left > 0) await this.#clock.wait(againMs, signal);
+  /** One message at a time: no more than one may be held back. */
+  async #go(): Promise<void> {
+    this.#isGoing = true;
+    for (let next = this.#next(); next !== undefined; next = this.#next()) {
+      for (let left = next.bytes; left > 0 && !next.signal.aborted;) {
+        const { bytes: granted, againMs } = this.#bucket.take(left);
+        left -= granted;
+        if (left > 0) await this.#clock.wait(againMs, next.signal);
+      }
+      next.done();
     }
+    this.#isGoing = false;
+  }
+
+  #next(): Message | undefined {
+    return this.#reports.shift() ?? this.#lists.shift();
   }
 }
 

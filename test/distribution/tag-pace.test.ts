@@ -84,6 +84,20 @@ void t.test('messages go in order, and a lower peak is for those to come', async
   t.ok(clock.now - began < 1000, 'it gets there');
 });
 
+void t.test('a report goes before lists that came earlier', async (t) => {
+  const clock = jumpingClock();
+  const pace = new TagPace(LOWEST_PEAK, clock);
+  const order: string[] = [];
+  const lists = Array.from({ length: 100 }, async () => pace.pass(1024).then(() => order.push('list')));
+  const report = pace.pass(1024, { report: true }).then(() => order.push('report'));
+  await report;
+  t.ok(order.length <= 2, `${order.length - 1} lists before it`);
+  await Promise.all(lists);
+  t.equal(order.length, 101);
+  await pace.pass(16);
+  t.pass('and it goes on when all were served');
+});
+
 void t.test('who gives up does not keep the others', async (t) => {
   const stop = new AbortController();
   let waited = (): void => undefined;
@@ -99,8 +113,8 @@ void t.test('who gives up does not keep the others', async (t) => {
     },
   };
   const pace = new TagPace(1_000_000, clock);
-  const first = pace.pass(100_000, stop.signal);
-  const second = pace.pass(100_000, stop.signal);
+  const first = pace.pass(100_000, { signal: stop.signal });
+  const second = pace.pass(100_000, { signal: stop.signal });
   await waiting;
   stop.abort();
   await Promise.all([first, second]);

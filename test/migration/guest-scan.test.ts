@@ -103,19 +103,26 @@ void t.test('a destination that asks for what is not there is told nothing', { s
   t.equal(scan.tell([]).length, 0, 'that all is known is an answer');
 });
 
-void t.test('what a watch knows is not tagged again', { skip }, async (t) => {
+/** A guest, and what its watch knew of it when it was handed over. */
+async function watched(t: Test): Promise<{ guest: TaggedGuest; tags: GuestTags }> {
   const guest = await startTagged(t, MIB, 200);
   const settings = { cpu: 1, intervalMs: 5 };
   const watch = new GuestWatch({ record: guest.record, key: openKey(0), pool: openPool(t), log: silent, settings });
   t.teardown(() => watch.close());
   await watch.fresh();
   const tags = await watch.handOver();
-  t.ok(tags?.tracked);
+  if (tags === undefined) throw new Error('the watch hands nothing over');
+  return { guest, tags };
+}
+
+void t.test('what a watch knows is not tagged again', { skip }, async (t) => {
+  const { guest, tags } = await watched(t);
+  t.ok(tags.tracked);
   const [before] = native().findUserfaults(guest.record.pid);
   // a tag that no page has: whoever tags the frame again mends it
-  const frame = await untouched(guest, tags!);
-  tags!.manifest.tags.fill(7, frame * TAG_BYTES, (frame + 1) * TAG_BYTES);
-  const scan = new GuestScan(tags!, { ...exact, constant: true });
+  const frame = await untouched(guest, tags);
+  tags.manifest.tags.fill(7, frame * TAG_BYTES, (frame + 1) * TAG_BYTES);
+  const scan = new GuestScan(tags, { ...exact, constant: true });
   await scan.build();
   t.same(native().findUserfaults(guest.record.pid), [before], 'with the same tracker');
   t.equal(scan.manifest.tags[frame * TAG_BYTES], 7);
@@ -128,17 +135,12 @@ void t.test('what a watch knows is not tagged again', { skip }, async (t) => {
 });
 
 void t.test('what was offered as a guess is told as it is', { skip }, async (t) => {
-  const guest = await startTagged(t, MIB, 200);
-  const settings = { cpu: 1, intervalMs: 5 };
-  const watch = new GuestWatch({ record: guest.record, key: openKey(0), pool: openPool(t), log: silent, settings });
-  t.teardown(() => watch.close());
-  await watch.fresh();
-  const tags = await watch.handOver();
-  const frame = await untouched(guest, tags!);
-  tags!.manifest.tags.fill(7, frame * TAG_BYTES, (frame + 1) * TAG_BYTES);
-  tags!.manifest.touch(frame, 1);
+  const { guest, tags } = await watched(t);
+  const frame = await untouched(guest, tags);
+  tags.manifest.tags.fill(7, frame * TAG_BYTES, (frame + 1) * TAG_BYTES);
+  tags.manifest.touch(frame, 1);
   await guest.control.resume();
-  const scan = new GuestScan(tags!, exact);
+  const scan = new GuestScan(tags, exact);
   t.teardown(() => scan.close());
   await scan.begin();
   const offered = Uint8Array.from(scan.offer());

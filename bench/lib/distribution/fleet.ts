@@ -12,14 +12,14 @@ import { guestOptions } from '../../../test/support/qemu-guest.ts';
 import { DOMAIN } from '../netns-cluster/cluster.ts';
 import type { FleetGuest, Host, Setup } from './types.ts';
 
-/** Without KVM, six at once on a busy machine. */
+/** Without KVM, seven at once on a busy machine. */
 const BOOT_MS = 420_000;
 /** Between heartbeats, milliseconds: silences are told to so much. */
 const BEAT_MS = 50;
 /** Pages that each like guest has rewritten before anything is measured. */
 const REWRITTEN = 200;
 
-/** Of their usual work, so that six of them and three agents leave a part of two cores idle: operations a second. */
+/** Of their usual work, so that seven of them and three agents leave a part of two cores idle: operations a second. */
 const PACED: Partial<Record<Load, number>> = { nginx: 6, redis: 20, node: 2 };
 
 const FLEET: readonly FleetGuest[] = [

@@ -172,9 +172,7 @@ export function plotsOf(experiment: Experiment): Record<string, TopLevelSpec> {
         ({ totalMs }) => totalMs / 1000,
       ),
     );
-  }
-  // what the guest notices of it
-  if (own.length > 0) {
+    // what the guest notices of it
     plots['downtime'] = bars(
       'Downtime of one migration',
       'milliseconds from STOP to RESUME',
