@@ -1,4 +1,5 @@
 /** The pace of tags: what any 100 ms have of them, beside what is left for pages. */
+import { setImmediate } from 'node:timers/promises';
 import fc from 'fast-check';
 import t from 'tap';
 import type { Clock } from '../../src/distribution/clock.ts';
@@ -6,15 +7,15 @@ import { pageRates, TagPace } from '../../src/distribution/tag-pace.ts';
 import { LOWEST_PEAK, wireCost } from '../../src/distribution/wire-cost.ts';
 import { TAG_BYTES } from '../../src/pages/tags.ts';
 
-/** Waits are over at once, and the time is then. */
+/** Waits are over as soon as all that may go now has gone, and the time is then. */
 function jumpingClock(): Clock & { now: number } {
   const clock = {
     now: 0,
     nowMs: () => clock.now,
     unixMs: () => 0,
-    wait: (ms: number) => {
+    wait: async (ms: number) => {
+      await setImmediate();
       clock.now += ms;
-      return Promise.resolve();
     },
   };
   return clock;
