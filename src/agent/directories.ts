@@ -17,6 +17,7 @@ import type { DomainStore } from '../domains/store.ts';
 import { MOST_QUERY_TAGS, type Directory } from '../directory/directory.ts';
 import type { TagPace } from '../distribution/tag-pace.ts';
 import { MemberDirectory } from '../directory/member.ts';
+import { AnsweredLists } from '../directory/paced-lists.ts';
 import { PersistentDirectory } from '../directory/persistent.ts';
 import { asPagetideError, PagetideError } from '../errors.ts';
 import { TAG_BYTES } from '../pages/tags.ts';
@@ -87,12 +88,14 @@ export class Directories implements AgentDirectories {
   #looking: Promise<void> = Promise.resolve();
   #lookDue = false;
   readonly #listed = new ListedTags();
+  readonly #lists: AnsweredLists | undefined;
   /** Of the Redis, when it was looked at last: it would lose records. */
   #evicting: PagetideError | undefined;
   #closed = false;
 
   constructor(parts: DirectoriesParts) {
     this.#parts = parts;
+    if (parts.pace !== undefined) this.#lists = new AnsweredLists(parts.pace);
   }
 
   /** Opens those that there are, and from now on follows the domains. Resolves when the first are there. Does not reject: what can't be opened is logged. */
@@ -175,9 +178,12 @@ export class Directories implements AgentDirectories {
     const { own } = this.#needOpen(record);
     if (own === undefined) throw inRedis(record.name, this.#parts.redis);
     const host = nameOf(as, sender);
-    const hosts = record.grants.filter(({ state }) => state !== 'revoking').map((grant) => grant.host);
+    const hosts = grantedTo(record);
     if (host === undefined || !hosts.includes(host)) throw notGranted(host);
-    return new MemberDirectory(own, id, host);
+    const check = (): void => {
+      if (!grantedTo(this.#need(id)).includes(host)) throw notGranted(host);
+    };
+    return new MemberDirectory(own, id, host, { lists: this.#lists, hosts: hosts.length, check });
   }
 
   /** The guests of a domain that are here, by name, for a host that has it. @throws PagetideError `PT_DOMAIN_UNKNOWN`, `PT_NO_PERMISSION` */
@@ -285,7 +291,7 @@ export class Directories implements AgentDirectories {
   }
 
   async #begin(record: Readonly<DomainRecord>): Promise<Open> {
-    const { folder, identity, control, connect, redis, leaseMs = LEASE_MS, clock, wall } = this.#parts;
+    const { folder, identity, control, connect, redis, pace, leaseMs = LEASE_MS, clock, wall } = this.#parts;
     const { id: domain, name, home } = record;
     const log = this.#parts.log.child({ domain: name });
     const place = placeOf(record);
@@ -293,11 +299,15 @@ export class Directories implements AgentDirectories {
     const remote = home === null ? undefined : new RemoteDirectory({ ...home, domain, connect });
     if (redis !== undefined) {
       if (home === null) await markRedis(join(folder, domain));
-      const directory = new DirectoryWatch(redis.open(domain, home === null), redis.shown, log);
+      const most = pace === undefined ? undefined : (): number => pace.most >> 1;
+      const directory = new DirectoryWatch(redis.open(domain, home === null, most), redis.shown, log, pace);
       return { name, place, self, own: undefined, directory, home: remote };
     }
     if (remote !== undefined)
-      return { name, place, self, own: undefined, directory: new DirectoryWatch(remote, home!.host ?? home!.url, log) };
+      return {
+        ...{ name, place, self, own: undefined },
+        directory: new DirectoryWatch(remote, home!.host ?? home!.url, log, pace),
+      };
     const own = await PersistentDirectory.open({
       ...{ folder: join(folder, domain), domain, leaseMs, log },
       ...(clock === undefined ? {} : { clock }),
@@ -382,6 +392,10 @@ export class Directories implements AgentDirectories {
       });
     }
   }
+}
+
+function grantedTo({ grants }: Readonly<DomainRecord>): string[] {
+  return grants.filter(({ state }) => state !== 'revoking').map(({ host }) => host);
 }
 
 function placeOf({ home }: Readonly<DomainRecord>): string {

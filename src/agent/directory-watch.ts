@@ -2,6 +2,7 @@
 import type { Logger } from 'pino';
 import type { Directory, Holders, HostInfo, LackingPage, Report, ReportAnswer } from '../directory/directory.ts';
 import type { Hint, HintSubject } from '../directory/hint.ts';
+import { AskedLists, type TagPacing } from '../directory/paced-lists.ts';
 import { asPagetideError, type ErrorJson, type PagetideError } from '../errors.ts';
 
 export interface DirectoryState {
@@ -17,12 +18,14 @@ export class DirectoryWatch implements Directory {
   readonly #inner: Directory;
   readonly #log: Logger;
   readonly #home: string | null;
+  readonly #lists: AskedLists | undefined;
   #reachable = true;
   #error: PagetideError | undefined;
   #mistake: PagetideError | undefined;
 
-  /** @param log tells of the domain already */
-  constructor(inner: Directory, home: string | null, log: Logger) {
+  /** @param log tells of the domain already @param pace of lists, where it is elsewhere */
+  constructor(inner: Directory, home: string | null, log: Logger, pace?: TagPacing) {
+    this.#lists = pace === undefined ? undefined : new AskedLists(pace);
     this.#inner = inner;
     this.#home = home;
     this.#log = log;
@@ -50,10 +53,12 @@ export class DirectoryWatch implements Directory {
     return this.#watch(this.#inner.heartbeat(host, epoch, sequence), true);
   }
   holders(domain: string, tags: Uint8Array): Promise<Holders> {
-    return this.#watch(this.#inner.holders(domain, tags));
+    const ask = (some: Uint8Array): Promise<Holders> => this.#inner.holders(domain, some);
+    return this.#watch(this.#lists?.holders(tags, ask) ?? ask(tags));
   }
   lacking(domain: string, host: string, options: { limit: number; cursor?: string }): Promise<LackingPage> {
-    return this.#watch(this.#inner.lacking(domain, host, options));
+    const ask = (limit: number): Promise<LackingPage> => this.#inner.lacking(domain, host, { ...options, limit });
+    return this.#watch(this.#lists?.lacking(options.limit, ask) ?? ask(options.limit));
   }
   hosts(): Promise<HostInfo[]> {
     return this.#watch(this.#inner.hosts());

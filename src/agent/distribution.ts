@@ -202,7 +202,8 @@ export class AgentDistribution {
       const reporter = new Reporter({
         ...{ directory, domain, host: self, epochs: this.#epochs },
         source: sightings.of(name),
-        pace: this.#parts.pace,
+        // what is told to this agent itself crosses no wire
+        pace: directories.state(name)?.home === null ? undefined : this.#parts.pace,
         log: log.child({ domain: name }),
         settings: { leaseMs, intervalMs: reportMs },
       });

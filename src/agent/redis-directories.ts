@@ -41,13 +41,14 @@ export class RedisDirectories {
     }
   }
 
-  /** @param isHome whether the domain was made here */
-  open(domain: string, isHome: boolean): RedisDirectory {
+  /** @param isHome whether the domain was made here @param mostWanted see {@link RedisDirectory} */
+  open(domain: string, isHome: boolean, mostWanted?: () => number): RedisDirectory {
     return new RedisDirectory({
       client: this.#client,
       prefix: `${this.#prefix}:${domain}:`,
       leaseMs: this.#leaseMs,
       sweepMs: isHome ? HOME_SWEEP_MS : MEMBER_SWEEP_MS,
+      ...(mostWanted === undefined ? {} : { mostWanted }),
     });
   }
 

@@ -30,7 +30,7 @@ import {
   type Wanted,
 } from './directory.ts';
 
-const VERSION = 1;
+const VERSION = 2;
 const REPORT = 1;
 const ANSWER = 2;
 const HOLDERS = 3;
@@ -98,9 +98,10 @@ export function decodeReport(bytes: Uint8Array): Report {
   return whole;
 }
 
-export function encodeAnswer({ state, wanted }: ReportAnswer): Buffer {
+export function encodeAnswer({ state, wanted, most = 0 }: ReportAnswer): Buffer {
   const to = begin(ANSWER);
   to.u8(state === 'anew' ? 1 : 0);
+  to.u32(most);
   to.u16(wanted.length);
   for (const { domain, tags } of wanted) {
     to.text(domain);
@@ -114,6 +115,7 @@ export function encodeAnswer({ state, wanted }: ReportAnswer): Buffer {
 export function decodeAnswer(bytes: Uint8Array): ReportAnswer {
   const from = open(bytes, ANSWER);
   const state = from.flag() ? 'anew' : 'applied';
+  const most = from.u32();
   const wanted: Wanted[] = [];
   let room = MOST_WANTED;
   for (let left = from.u16(); left > 0; left--) {
@@ -124,7 +126,7 @@ export function decodeAnswer(bytes: Uint8Array): ReportAnswer {
     wanted.push({ domain, tags: from.raw(count * TAG_BYTES) });
   }
   from.end();
-  return { state, wanted };
+  return { state, wanted, ...(most === 0 ? {} : { most }) };
 }
 
 export function encodeHolders(holders: Holders): Buffer {

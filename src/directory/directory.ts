@@ -90,6 +90,8 @@ export interface ReportAnswer {
   state: 'applied' | 'anew';
   /** Given with each answer until it is answered. */
   wanted: Wanted[];
+  /** Tags that the next report may have, so that those of all hosts together are not too many at once. None: no other bound. */
+  most?: number;
 }
 
 /** Who holds tags; number `i` of the arrays is for tag `i`, and hosts of tag `i` are [first[i], first[i + 1]) of `host` and `held`. */

@@ -34,6 +34,7 @@ import {
   type Report,
   type ReportAnswer,
 } from '../directory/directory.ts';
+import { LEAST_REPORT, type TagPacing } from '../directory/paced-lists.ts';
 import { asPagetideError, type PagetideError } from '../errors.ts';
 import { TAG_BYTES } from '../pages/tags.ts';
 import type { ReportSource } from './sightings.ts';
@@ -67,9 +68,7 @@ export interface ReporterParts {
   epochs: { next(above?: number): Promise<number> };
   log: Logger;
   /** Of this and all else that this host tells of tags; without one a report is as large as may be. */
-  pace?:
-    | { readonly most: number; pass(bytes: number, of: { signal: AbortSignal; report: true }): Promise<void> }
-    | undefined;
+  pace?: TagPacing | undefined;
   settings?: Partial<ReporterSettings>;
   /** Milliseconds, never backwards; default `performance.now`. */
   clock?: () => number;
@@ -98,7 +97,7 @@ export interface ReporterState {
 const FIRST_RETRY_MS = 1_000;
 const MOST_RETRY_MS = 300_000;
 /** Between two reports of a stream, at least. */
-const LEAST_GAP_MS = 200;
+const LEAST_GAP_MS = 50;
 /** Of a report: host, epoch, sequence, framing. And of a guest's change or a domain's answers. */
 const HEAD_BYTES = 64;
 const PART_BYTES = 48;
@@ -118,6 +117,10 @@ export class Reporter {
   #superseded = false;
   /** Later epochs that were taken in vain, in a row. */
   #leaps = 0;
+  /** Tags that the directory lets a report have; undefined: it was not heard yet. */
+  #told: number | undefined;
+  /** Tags that the report under way might have had. */
+  #room = MOST_REPORT_TAGS;
   /** Failures in a row, and the last. */
   #failures = 0;
   #error: PagetideError | undefined;
@@ -210,7 +213,10 @@ export class Reporter {
 
   /** Tags in one report. */
   get #most(): number {
-    return Math.min(MOST_REPORT_TAGS, this.#parts.pace?.most ?? MOST_REPORT_TAGS);
+    const { pace } = this.#parts;
+    if (pace === undefined) return MOST_REPORT_TAGS;
+    // all hosts may begin at once
+    return Math.min(MOST_REPORT_TAGS, pace.most, this.#told ?? LEAST_REPORT);
   }
 
   /** The next report; undefined: there is nothing to tell. */
@@ -219,7 +225,8 @@ export class Reporter {
     const begins = this.#mustBegin;
     if (begins) source.untell();
     const tags = this.#wanted;
-    const differences = source.take(Math.max(0, this.#most - tags.length / TAG_BYTES));
+    this.#room = this.#most;
+    const differences = source.take(Math.max(0, this.#room - tags.length / TAG_BYTES));
     if (!begins && differences.length + tags.length === 0) return undefined;
     // of the state after this report: not before its differences were taken
     const held: Held[] = tags.length === 0 ? [] : [{ domain, tags, guests: source.holding(tags) }];
@@ -230,13 +237,14 @@ export class Reporter {
     return begins ? { ...report, begins } : report;
   }
 
-  #heard({ state, wanted }: ReportAnswer, bytes: number): number {
+  #heard({ state, wanted, most }: ReportAnswer, bytes: number): number {
     const { domain, log } = this.#parts;
     const { intervalMs, leaseMs, bytesPerSecond } = this.#settings;
     if (this.#failures > 0) log.info({ domain }, 'the directory is reached again');
     this.#failures = this.#leaps = 0;
     this.#error = undefined;
     this.#answeredAt = this.#clock();
+    this.#told = most ?? MOST_REPORT_TAGS;
     const taken = this.#outstanding !== undefined;
     this.#outstanding = undefined;
     if (taken && state === 'applied') this.#reports++;
@@ -249,7 +257,7 @@ export class Reporter {
     this.#wanted = ours.subarray(0, Math.min(MOST_WANTED, Math.floor(this.#most / 2)) * TAG_BYTES);
     const gapMs = Math.max(LEAST_GAP_MS, (bytes / bytesPerSecond) * 1000);
     // there may be more than was told, and answers are awaited
-    if (bytes > this.#most * TAG_BYTES || this.#wanted.length > 0) return gapMs;
+    if (bytes > this.#room * TAG_BYTES || this.#wanted.length > 0) return gapMs;
     return Math.max(gapMs, Math.min(this.#about(intervalMs), leaseMs / 3));
   }
 

@@ -1,13 +1,16 @@
 /**
- * The pace of tags without their pages: reports to directories, and the tags of guests that a plan names, those that are asked for and those that
- * are sent. A guest of 4 GiB has 16 MiB of them, so they would be a spike of their own. They and the pages share what 100 ms may take:
+ * The pace of tags without their pages: reports to directories, what is asked of them (src/directory/paced-lists.ts), and the tags of guests that
+ * a plan names, those that are asked for and those that are sent. A guest of 4 GiB has 16 MiB of them, so they would be a spike of their own. They and
+ * the pages share what 100 ms may take:
  *
  *   │◄──────────────────── peak / 10 bytes ────────────────────►│
- *   │ pages, about 7/8                             │ tags, 1/12 │ a message, 1/24 │
+ *   │ pages, about 4/5                      │ tags, 1/6 │ a message, 1/24 │
  *
  * One bucket a host paces all of its messages, whatever they are and wherever they go. A message is written at once when all of it was granted,
- * so those of the 100 ms before, and what was held back for one message, are all that can meet in any 100 ms. What others send unasked (reports to the
- * home of a domain) is paced where it comes from.
+ * so those of the 100 ms before, and what was held back for one message, are all that can meet in any 100 ms. What others send unasked, reports to the
+ * home of a domain, is paced there by when they are answered.
+ *
+ * Not paced, as they are as small as their headers: heartbeats, questions for hints and hosts, and what an operator asks.
  */
 import { MOST_REPORT_TAGS } from '../directory/directory.ts';
 import { TAG_BYTES } from '../pages/tags.ts';
@@ -15,7 +18,7 @@ import { systemClock, type Clock } from './clock.ts';
 import { TokenBucket, type Rates } from './token-bucket.ts';
 import { LOWEST_PEAK, wireCost } from './wire-cost.ts';
 
-const TAGS_SHARE = 1 / 12;
+const TAGS_SHARE = 1 / 6;
 /** Of what 100 ms may take, the tags of one message: with headers still less than 1/24. */
 const MESSAGE_SHARE = 1 / 30;
 /** So that a message is more than its headers, also where the peak is low: its share is greater there. */
@@ -33,7 +36,7 @@ interface Message {
 }
 
 /**
- * What is left for pages. Where that would be below the lowest peak, as of one below 250 kB/s, pages have that, and tags come on top.
+ * What is left for pages. Where that would be below the lowest peak, as of one below 272 kB/s, pages have that, and tags come on top.
  * @param rates of distribution as a whole, bytes a second
  */
 export function pageRates({ average, peak }: Rates): Rates {

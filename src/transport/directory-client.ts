@@ -16,6 +16,7 @@ import {
 } from '../directory/directory.ts';
 import { checkHint, checkSubject, type Hint, type HintSubject } from '../directory/hint.ts';
 import { checkHost, checkName } from '../directory/names.ts';
+import type { TagPacing } from '../directory/paced-lists.ts';
 import { asPagetideError, PagetideError } from '../errors.ts';
 import { TAG_BYTES } from '../pages/tags.ts';
 import { withMember, type ConnectPeer } from './member-peer.ts';
@@ -162,12 +163,6 @@ export class RemoteDirectory implements Directory {
   #elsewhere(): PagetideError {
     return new PagetideError('PT_NO_PERMISSION', `only the agent at ${this.#place.url} does that`);
   }
-}
-
-/** `TagPace`, without what it is made of. */
-export interface TagPacing {
-  readonly most: number;
-  pass(bytes: number): Promise<void>;
 }
 
 /**

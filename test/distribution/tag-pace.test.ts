@@ -67,7 +67,7 @@ void t.test('a guest of 4 GiB at the usual rates', async (t) => {
     clock,
     Array.from({ length: messages }, () => pace.most * TAG_BYTES),
   );
-  t.ok(clock.now > 3000 && clock.now < 8000, `${Math.round(clock.now)} ms`);
+  t.ok(clock.now > 1500 && clock.now < 4000, `${Math.round(clock.now)} ms`);
 });
 
 void t.test('messages go in order, and a lower peak is for those to come', async (t) => {
@@ -126,12 +126,12 @@ void t.test('what is left for pages', (t) => {
   for (const peak of [2e6, 16e6, 50e6, 500e6]) {
     const pages = pageRates({ average: 1e6, peak });
     t.equal(pages.average, 1e6);
-    t.ok(pages.peak / peak > 0.86 && pages.peak / peak < 0.91, `${pages.peak} of ${peak}`);
+    t.ok(pages.peak / peak > 0.78 && pages.peak / peak < 0.81, `${pages.peak} of ${peak}`);
   }
   const even = pageRates({ average: 8e6, peak: 8e6 });
   t.equal(even.average, even.peak);
-  t.ok(even.peak < 7.1e6);
-  t.ok(pageRates({ average: 64_000, peak: 256_000 }).peak < 215_000, 'where the peak is low, a message is more of it');
+  t.ok(even.peak < 6.5e6);
+  t.ok(pageRates({ average: 64_000, peak: 300_000 }).peak < 230_000, 'where the peak is low, a message is more of it');
   t.same(pageRates({ average: 100_000, peak: LOWEST_PEAK }), { average: 100_000, peak: LOWEST_PEAK });
   t.end();
 });

@@ -75,6 +75,8 @@ export interface RedisOptions extends Partial<RedisAddress> {
   leaseMs: number;
   /** Milliseconds between sweeps of some shards, by whichever agent comes first; 0: never by itself. Default 1000. */
   sweepMs?: number;
+  /** Tags that an answer may want, now; default {@link MOST_WANTED}, which is the most. */
+  mostWanted?: () => number;
   /** For tests: milliseconds, instead of the server's clock. */
   clock?: () => number;
 }
@@ -96,13 +98,14 @@ export class RedisDirectory implements Directory {
   readonly #shards: Shards;
   readonly #hints: RedisHints;
   readonly #sweepMs: number;
+  readonly #mostWanted: () => number;
   readonly #timer: NodeJS.Timeout | undefined;
   #sweeping = false;
   /** By host: what to check next, and how often the connection was broken when all was checked last. */
   readonly #checks = new Map<string, { next: number; breaks: number }>();
 
   /** Connects in the background. @throws PagetideError `PT_BAD_ARGUMENT` */
-  constructor({ prefix = 'pagetide:', leaseMs, sweepMs = SWEEP_MS, clock, ...where }: RedisOptions) {
+  constructor({ prefix = 'pagetide:', leaseMs, sweepMs = SWEEP_MS, mostWanted, clock, ...where }: RedisOptions) {
     checkNumber(leaseMs, 'a lease');
     if (!/^[\x21-\x7a]{0,64}$/.test(prefix))
       throw new PagetideError('PT_BAD_ARGUMENT', `${JSON.stringify(prefix)} cannot be what keys begin with`);
@@ -111,6 +114,7 @@ export class RedisDirectory implements Directory {
     this.#shards = new Shards(this.#connection, prefix);
     this.#hints = new RedisHints(this.#connection, this.#registry.key, clock);
     this.#sweepMs = sweepMs;
+    this.#mostWanted = mostWanted ?? (() => MOST_WANTED);
     if (sweepMs > 0)
       this.#timer = setInterval(() => {
         if (!this.#sweeping) this.sweep(this.#sweepMs).catch(() => undefined); // the next one may do
@@ -336,10 +340,11 @@ export class RedisDirectory implements Directory {
         if (before > 0) asked.set(placeOf(domain, generation, first + i), { before });
       });
     for (const [place, version] of marks) asked.set(place, { before: asked.get(place)?.before ?? 0, version });
-    const most = Math.max(16, Math.floor(MOST_WANTED / Math.max(1, marks.length)));
+    const wantedNow = Math.min(MOST_WANTED, this.#mostWanted());
+    const most = Math.max(16, Math.floor(wantedNow / Math.max(1, marks.length)));
     const found = new Map<string, Uint8Array[]>();
     const empty: [string, string][] = [];
-    let room = MOST_WANTED * TAG_BYTES;
+    let room = wantedNow * TAG_BYTES;
     const lost: string[] = [];
     await inWaves([...asked], async ([place, { before, version }]) => {
       const tags = await this.#shards.wanted(place, view, incarnation, before, most);
