@@ -19,20 +19,22 @@ export interface TagPacing {
 
 /** Of a list, a tag on three hosts. */
 const USUAL_BYTES = 40;
-/** Fewer tags don't tell how many bytes the next ones take. */
-const TELLING = 32;
 /** The smallest report that a home asks for, in tags: with its headers it is little more than a heartbeat. */
 export const LEAST_REPORT = 64;
 
-/** Bytes of a list on its way, its hosts' names included (./codec.ts). */
-export function listBytes({ hosts, guests, first, host, held }: Holders, tags?: Uint8Array): number {
-  const names = hosts.reduce((sum, name) => sum + name.length + 2, 0);
-  return (tags?.byteLength ?? 0) + names + guests.byteLength + first.byteLength + host.byteLength + held.byteLength;
+/** Bytes of a list on its way (./codec.ts): of the names of its hosts, and of its tags. */
+export function listBytes(list: Holders & { tags?: Uint8Array }): { names: number; tags: number } {
+  const { hosts, tags, guests, first, host, held } = list;
+  return {
+    names: hosts.reduce((sum, name) => sum + name.length + 2, 0),
+    tags: (tags?.byteLength ?? 0) + guests.byteLength + first.byteLength + host.byteLength + held.byteLength,
+  };
 }
 
 /** How many tags fit into a message. */
 class ListSize {
   readonly #pace: TagPacing;
+  #names = 0;
   #bytesPerTag = USUAL_BYTES;
 
   constructor(pace: TagPacing) {
@@ -44,12 +46,19 @@ class ListSize {
   }
 
   fit(limit: number): { tags: number; bytes: number } {
-    const tags = Math.max(1, Math.min(limit, Math.floor(this.messageBytes / this.#bytesPerTag)));
-    return { tags, bytes: Math.ceil(tags * this.#bytesPerTag) };
+    const most = Math.floor((this.messageBytes - this.#names) / this.#bytesPerTag);
+    const tags = Math.min(limit, Math.max(1, most));
+    return { tags, bytes: this.#names + Math.ceil(tags * this.#bytesPerTag) };
   }
 
-  learn(tags: number, bytes: number): void {
-    if (tags >= TELLING) this.#bytesPerTag = Math.max(TAG_BYTES, bytes / tags);
+  /** Returns the bytes of the list. */
+  learn(list: Holders & { tags?: Uint8Array }): number {
+    const { names, tags } = listBytes(list);
+    if (list.guests.length > 0) {
+      this.#names = names;
+      this.#bytesPerTag = Math.max(TAG_BYTES, tags / list.guests.length);
+    }
+    return names + tags;
   }
 }
 
@@ -68,22 +77,22 @@ export class AskedLists {
     const { tags, bytes } = this.#size.fit(limit);
     await this.#pace.pass(bytes);
     const page = await ask(tags);
-    this.#size.learn(page.guests.length, listBytes(page, page.tags));
+    this.#size.learn(page);
     return page;
   }
 
   /** As `Directory.holders`, asked for in pieces. */
   async holders(tags: Uint8Array, ask: (tags: Uint8Array) => Promise<Holders>): Promise<Holders> {
     const pieces: Holders[] = [];
-    for (let from = 0; from < tags.length || from === 0;) {
-      const some = this.#size.fit(tags.length / TAG_BYTES - from / TAG_BYTES);
+    let from = 0;
+    do {
+      const some = this.#size.fit((tags.length - from) / TAG_BYTES);
       await this.#pace.pass(some.bytes);
-      const asked = tags.subarray(from, from + some.tags * TAG_BYTES);
-      const piece = await ask(asked);
-      this.#size.learn(piece.guests.length, listBytes(piece, asked));
+      const piece = await ask(tags.subarray(from, from + some.tags * TAG_BYTES));
+      this.#size.learn(piece);
       pieces.push(piece);
       from += some.tags * TAG_BYTES;
-    }
+    } while (from < tags.length);
     return pieces.length === 1 ? pieces[0]! : joined(pieces);
   }
 }
@@ -102,9 +111,8 @@ export class AnsweredLists {
     let { tags } = this.#size.fit(limit);
     for (;;) {
       const page = await make(tags);
-      const bytes = listBytes(page, page.tags);
-      this.#size.learn(page.guests.length, bytes);
-      if (bytes <= this.#size.messageBytes || tags === 1) {
+      const bytes = this.#size.learn(page);
+      if (bytes <= this.#size.messageBytes || tags <= 1) {
         await this.#pace.pass(bytes);
         return page;
       }
@@ -114,7 +122,8 @@ export class AnsweredLists {
 
   async holders(tags: Uint8Array, make: (tags: Uint8Array) => Promise<Holders>): Promise<Holders> {
     const holders = await make(tags);
-    await this.#pace.pass(Math.max(tags.length, listBytes(holders)));
+    const { names, tags: told } = listBytes(holders);
+    await this.#pace.pass(Math.max(tags.length, names + told));
     return holders;
   }
 

@@ -4,8 +4,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import t from 'tap';
-import { MOST_REPORT_TAGS } from '../../src/directory/directory.ts';
+import { MOST_REPORT_TAGS, type Directory } from '../../src/directory/directory.ts';
 import { EmbeddedDirectory } from '../../src/directory/embedded.ts';
+import { MemberDirectory } from '../../src/directory/member.ts';
+import { AnsweredLists } from '../../src/directory/paced-lists.ts';
 import { Epochs } from '../../src/distribution/epochs.ts';
 import { Reporter, type ReporterParts } from '../../src/distribution/reporter.ts';
 import { Sightings } from '../../src/distribution/sightings.ts';
@@ -28,7 +30,7 @@ class Host {
   readonly name: string;
   readonly #clock: () => number;
 
-  constructor(name: string, directory: EmbeddedDirectory, clock: () => number, epochs = new MemoryEpochs()) {
+  constructor(name: string, directory: Directory, clock: () => number, epochs = new MemoryEpochs()) {
     this.name = name;
     this.network = new LossyDirectory(directory);
     this.epochs = epochs;
@@ -359,4 +361,28 @@ void t.test('reports go at the pace of tags, and are no larger than a message of
   t.equal(host.reporter.state().reportedTags, 250);
   t.equal(passed.length, 3, 'a heartbeat does not wait');
   t.ok(passed.every((bytes) => bytes < 110 * 16));
+  t.ok(passed[0]! < 74 * 16, 'the first is small, as all hosts may begin at once');
+});
+
+void t.test('reports are no larger than the directory lets them be', async (t) => {
+  let now = 0;
+  const inner = new EmbeddedDirectory({ leaseMs: LEASE_MS, clock: () => now });
+  const sizes: number[] = [];
+  const lists = new AnsweredLists({ most: 320, pass: async () => Promise.resolve() });
+  const directory = new MemberDirectory(inner, ID, 'a', { lists, hosts: 4, check: () => undefined });
+  const host = new Host('a', directory, () => now);
+  host.add(
+    'web',
+    Array.from({ length: 250 }, (_, i) => i + 1),
+  );
+  const pace = { most: 1000, pass: async (bytes: number) => Promise.resolve(void sizes.push(bytes)) };
+  host.start({ pace });
+  for (let i = 0; i < 3; i++) pass(host.sightings, 'web', host.guests.get('web')!);
+  for (let i = 0; i < 5; i++) {
+    now += 200;
+    await host.reporter.step();
+  }
+  t.equal(host.reporter.state().reportedTags, 250);
+  t.equal(sizes.length, 4);
+  t.ok(sizes.slice(1, 3).every((bytes) => bytes > 80 * 16 && bytes < 90 * 16), sizes.join());
 });
