@@ -107,7 +107,10 @@ void t.test('no list is larger than a message, however many hosts hold a page', 
 function namesOf({ hosts, guests, first, host, held }: Awaited<ReturnType<Directory['holders']>>): string[] {
   return [...guests].map((count, i) => {
     const own = Array.from({ length: first[i + 1]! - first[i]! }, (_, k) => first[i]! + k);
-    return `${count}: ${own.map((at) => `${hosts[host[at]!]} ${held[at]}`).sort().join()}`;
+    return `${count}: ${own
+      .map((at) => `${hosts[host[at]!]} ${held[at]}`)
+      .sort()
+      .join()}`;
   });
 }
 
@@ -119,30 +122,33 @@ void t.test('no tags at all are one question', async (t) => {
   t.equal(listBytes(none).tags, 4);
 });
 
-void t.test('a report is answered when it may, with few questions, and with how large the next one may be', async (t) => {
-  const pace = new Passed(640);
-  const directory = new EmbeddedDirectory({ leaseMs: 1e6 });
-  const members = (hosts: number) => (name: string) =>
-    new MemberDirectory(directory, DOMAIN, name, {
-      lists: new AnsweredLists(pace),
-      hosts,
-      check: () => undefined,
-    });
-  const tags = tagsOf(...Array.from({ length: PAGES }, (_, i) => i + 1));
-  const changes = [{ domain: DOMAIN, guest: 'g', added: tags, removed: tagsOf() }];
-  const of = members(5);
-  const first = await of('a').report({ host: 'a', epoch: 1, sequence: 1, begins: true, changes });
-  t.equal(first.most, 128);
-  t.same(pace.reports, [PAGES * 16]);
-  await of('b').report({ host: 'b', epoch: 1, sequence: 1, begins: true, changes });
-  const asked = await of('a').heartbeat('a', 1, 1);
-  t.equal(asked.wanted[0]!.tags.length, 320 * 16, 'half a message');
-  t.equal(pace.reports.at(-1), 320 * 16, 'questions wait for their turn, too');
-  const before = pace.reports.length;
-  t.same(await members(50)('b').heartbeat('b', 1, 1), { state: 'applied', wanted: [], most: LEAST_REPORT });
-  t.equal(pace.reports.length, before, 'a heartbeat does not wait');
-  t.same(pace.sizes, []);
-});
+void t.test(
+  'a report is answered when it may, with few questions, and with how large the next one may be',
+  async (t) => {
+    const pace = new Passed(640);
+    const directory = new EmbeddedDirectory({ leaseMs: 1e6 });
+    const members = (hosts: number) => (name: string) =>
+      new MemberDirectory(directory, DOMAIN, name, {
+        lists: new AnsweredLists(pace),
+        hosts,
+        check: () => undefined,
+      });
+    const tags = tagsOf(...Array.from({ length: PAGES }, (_, i) => i + 1));
+    const changes = [{ domain: DOMAIN, guest: 'g', added: tags, removed: tagsOf() }];
+    const of = members(5);
+    const first = await of('a').report({ host: 'a', epoch: 1, sequence: 1, begins: true, changes });
+    t.equal(first.most, 128);
+    t.same(pace.reports, [PAGES * 16]);
+    await of('b').report({ host: 'b', epoch: 1, sequence: 1, begins: true, changes });
+    const asked = await of('a').heartbeat('a', 1, 1);
+    t.equal(asked.wanted[0]!.tags.length, 320 * 16, 'half a message');
+    t.equal(pace.reports.at(-1), 320 * 16, 'questions wait for their turn, too');
+    const before = pace.reports.length;
+    t.same(await members(50)('b').heartbeat('b', 1, 1), { state: 'applied', wanted: [], most: LEAST_REPORT });
+    t.equal(pace.reports.length, before, 'a heartbeat does not wait');
+    t.same(pace.sizes, []);
+  },
+);
 
 void t.test('the first of what is wanted', (t) => {
   const wanted = [
