@@ -16,7 +16,7 @@ import type { BenchModule, BenchOptions } from './lib/types.ts';
 export const description = 'Migrations to hosts that pages were brought to, beside nothing brought and QEMU’s own.';
 
 const MIB = 2 ** 20;
-const BUDGETS = [0, 0.5, 1];
+const BUDGETS = [0, 0.25, 0.5, 0.75, 1];
 /** Minutes. */
 const FADES = [0, 2, 4, 8];
 
