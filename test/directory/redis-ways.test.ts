@@ -8,7 +8,7 @@ import type { Report } from '../../src/directory/directory.ts';
 import { RedisDirectory, type RedisOptions } from '../../src/directory/redis/redis.ts';
 import { mix, unmix } from '../../src/directory/redis/mix.ts';
 import { makeAuthority, makeHost } from '../../src/trust/authority.ts';
-import { killed, skipWithoutRedis, startRedis, until, type Server } from '../support/redis.ts';
+import { killed, skipWithoutRedis, startCluster, startRedis, until, type Server } from '../support/redis.ts';
 import { tagsOf } from './model.ts';
 
 const NONE = new Uint8Array(0);
@@ -40,7 +40,14 @@ void t.test('mixed tags come back, and are spread', (t) => {
   t.end();
 });
 
-void t.test('over TLS, with a password', skip, async (t) => {
+interface Trust {
+  /** For `startRedis`: TLS with certificates on both sides, and a password. */
+  server: { scheme: 'rediss'; args: string[]; client: object };
+  /** For a directory. */
+  agent: { ca: string; certificate: string; key: string; passwordFile: string };
+}
+
+async function trust(t: Test): Promise<Trust> {
   const folder = mkdtempSync(join(tmpdir(), 'pagetide-redis-tls-'));
   t.teardown(() => {
     rmSync(folder, { recursive: true, force: true });
@@ -52,20 +59,30 @@ void t.test('over TLS, with a password', skip, async (t) => {
   const authority = await makeAuthority();
   const [server, agent] = [await makeHost(authority, 'redis', ['127.0.0.1']), await makeHost(authority, 'h1')];
   const ca = path('ca.pem', authority.certificate);
-  const files = { certificate: path('agent.pem', agent.certificate), key: path('agent-key.pem', agent.key) };
-  const { url, client } = await startRedis(t, {
-    scheme: 'rediss',
-    args: [
-      ...[
-        '--tls-cert-file',
-        path('redis.pem', server.certificate),
-        '--tls-key-file',
-        path('redis-key.pem', server.key),
-      ],
-      ...['--tls-ca-cert-file', ca, '--requirepass', 'secret one'],
-    ],
-    client: { password: 'secret one', tls: { ca: authority.certificate, cert: agent.certificate, key: agent.key } },
-  });
+  const certificates = [
+    ...['--tls-cert-file', path('redis.pem', server.certificate)],
+    ...['--tls-key-file', path('redis-key.pem', server.key)],
+    ...['--tls-ca-cert-file', ca],
+  ];
+  return {
+    server: {
+      scheme: 'rediss',
+      args: [...certificates, '--requirepass', 'secret one'],
+      client: { password: 'secret one', tls: { ca: authority.certificate, cert: agent.certificate, key: agent.key } },
+    },
+    agent: {
+      ca,
+      certificate: path('agent.pem', agent.certificate),
+      key: path('agent-key.pem', agent.key),
+      passwordFile: path('password', 'secret one\n'),
+    },
+  };
+}
+
+void t.test('over TLS, with a password', skip, async (t) => {
+  const { server, agent } = await trust(t);
+  const { ca, passwordFile, ...files } = agent;
+  const { url, client } = await startRedis(t, server);
   await client.call(
     'acl',
     'setuser',
@@ -81,7 +98,7 @@ void t.test('over TLS, with a password', skip, async (t) => {
     '+@read',
     '+time',
   );
-  const first = open(t, { urls: [url], ca, ...files, passwordFile: path('password', 'secret one\n') });
+  const first = open(t, { urls: [url], ca, ...files, passwordFile });
   t.equal((await first.report(begin('h1', tagsOf(1)))).state, 'applied');
   const withUser = url.replace('//', '//tide:another@');
   const second = open(t, { urls: [withUser], ca, ...files, prefix: 'pt:' });
@@ -101,6 +118,27 @@ void t.test('over TLS, with a password', skip, async (t) => {
     t.throws(() => new RedisDirectory({ urls, leaseMs: 1 }), { code: 'PT_BAD_ARGUMENT' }, urls.join());
   t.throws(() => new RedisDirectory({ urls: [url], leaseMs: 1, prefix: '{' }), { code: 'PT_BAD_ARGUMENT' });
   t.throws(() => new RedisDirectory({ urls: [url], leaseMs: 1, ca: '/none' }), { code: 'PT_BAD_ARGUMENT' });
+});
+
+void t.test('a cluster over TLS, with a password', skip, async (t) => {
+  const { server, agent } = await trust(t);
+  const servers = await startCluster(t, 0, { ...server, args: [...server.args, '--tls-cluster', 'yes'] });
+  // the others are heard of from the first, as addresses without a scheme
+  const urls = [servers[0]!.url];
+  const pages = 500;
+  const tags = tagsOf(...Array.from({ length: pages }, (_, i) => i + 1));
+  const first = open(t, { urls, cluster: true, ...agent });
+  for (const host of ['h1', 'h2']) t.equal((await first.report(begin(host, tags))).state, 'applied');
+  for (const { client } of servers) t.ok((await client.dbsize()) > 0, 'each node has some of it');
+  const second = open(t, { urls, cluster: true, ...agent });
+  t.ok((await second.holders('shop', tags)).guests.every((guests) => guests >= 1));
+  const page = await second.lacking('shop', 'nobody', { limit: 2 * pages });
+  t.ok(page.tags.length > 0);
+  const { passwordFile: _, ...none } = agent;
+  const stranger = open(t, { urls, cluster: true, timeoutMs: 1000, ...none });
+  await t.rejects(stranger.hosts(), { code: 'PT_PEER_UNREACHABLE' }, 'no password');
+  const plain = open(t, { urls: urls.map((url) => url.replace('rediss', 'redis')), cluster: true, timeoutMs: 1000 });
+  await t.rejects(plain.hosts(), { code: 'PT_PEER_UNREACHABLE' }, 'no TLS');
 });
 
 void t.test('away, every call ends in time; back and empty, all is told anew', skip, async (t) => {

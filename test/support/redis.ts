@@ -118,8 +118,13 @@ export async function until(what: string, check: () => Promise<boolean>): Promis
 }
 
 /** Three primaries, and so many replicas of each. The primaries come first, their replicas in their order. */
-export async function startCluster(t: Test, replicas = 0): Promise<Server[]> {
+export async function startCluster(
+  t: Test,
+  replicas = 0,
+  options: Omit<ServerOptions, 'cluster' | 'port'> = {},
+): Promise<Server[]> {
   const args = [
+    ...(options.args ?? []),
     '--cluster-node-timeout',
     '1000',
     '--cluster-replica-validity-factor',
@@ -130,7 +135,7 @@ export async function startCluster(t: Test, replicas = 0): Promise<Server[]> {
     '0',
   ];
   const servers: Server[] = [];
-  for (let i = 0; i < 3 * (1 + replicas); i++) servers.push(await startRedis(t, { cluster: true, args }));
+  for (let i = 0; i < 3 * (1 + replicas); i++) servers.push(await startRedis(t, { ...options, cluster: true, args }));
   const primaries = servers.slice(0, 3);
   for (const [i, { client }] of primaries.entries())
     await client.call('cluster', 'addslotsrange', Math.ceil((16384 * i) / 3), Math.ceil((16384 * (i + 1)) / 3) - 1);
