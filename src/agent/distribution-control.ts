@@ -4,7 +4,7 @@ import type { DomainStore } from '../domains/store.ts';
 import type { DistributionInfo, HostExplanation } from '../distribution/info.ts';
 import type { TagsExplained } from '../distribution/explain-message.ts';
 import type { Rates } from '../distribution/token-bucket.ts';
-import { PagetideError } from '../errors.ts';
+import { PagetideError, type ErrorJson } from '../errors.ts';
 import { TAG_BYTES } from '../pages/tags.ts';
 import { PEAK_FACTOR } from './config-distribution.ts';
 import { LEAST_RATE } from './config-units.ts';
@@ -38,6 +38,8 @@ export interface ReportState {
   reportedTags: number | null;
   /** Whether its directory answered whoever asked it last, also where nothing is planned here. */
   reachable: boolean | null;
+  /** Why its directory does not take them, or that it can't be relied on. */
+  error?: ErrorJson;
 }
 
 export interface DistributionControlParts extends PlansParts, ExplainParts {

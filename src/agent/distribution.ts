@@ -224,8 +224,11 @@ export class AgentDistribution {
     if (state === undefined) return undefined;
     const { lastReportMs = null, reportedTags } = state;
     // true until it was asked
-    const reachable = this.#parts.directories.state(domain)?.reachable ?? null;
-    return { lastReportMs, reportedTags, reachable: lastReportMs === null && reachable ? null : reachable };
+    const { reachable = null, error } = this.#parts.directories.state(domain) ?? {};
+    return {
+      ...{ lastReportMs, reportedTags, reachable: lastReportMs === null && reachable ? null : reachable },
+      ...(error === undefined ? {} : { error }),
+    };
   }
 
   /** {@link close} waits for it. */

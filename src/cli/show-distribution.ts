@@ -28,7 +28,10 @@ export function showDistribution(info: DistributionInfo, now = Date.now()): stri
   ]);
   if (domains.length === 0) return `${sums}\n\nno domains`;
   const columns = ['DOMAIN', 'HELD', 'TO COME', 'SPENT', 'SAVED', 'FACTOR', 'DIRECTORY', 'REPORTED'];
-  return `${sums}\n\n${table(columns, domains.map(domainRow))}`;
+  const errors = domains.flatMap(({ domain, directory: { error } }) =>
+    error === undefined ? [] : [`\n\n${domain}: ${error.message} (${error.code})\n  ${error.hint}`],
+  );
+  return `${sums}\n\n${table(columns, domains.map(domainRow))}${errors.join('')}`;
 }
 
 function domainRow({

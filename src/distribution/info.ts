@@ -3,6 +3,7 @@
  * past are Unix milliseconds (`…At`), all durations milliseconds (`…Ms`).
  */
 import type { Hint } from '../directory/hint.ts';
+import type { ErrorJson } from '../errors.ts';
 import type { Prices } from './importance.ts';
 import type { Rates } from './token-bucket.ts';
 
@@ -92,6 +93,8 @@ export interface DirectoryState {
   lastReportMs: number | null;
   /** Tags of this host's guests that it was told of; filled in likewise. */
   reportedTags: number | null;
+  /** Why what this host reports is not taken, or is worth nothing there; filled in likewise. */
+  error?: ErrorJson;
 }
 
 export interface PlanInfo {

@@ -1,8 +1,9 @@
 /** `pagetide distribution` and `pagetide plan`: what they send, print and refuse; the routes below them. */
 import t from 'tap';
 import { PEER_HEADER, VIA_HEADER } from '../../src/agent/api/app.ts';
+import { PagetideError } from '../../src/errors.ts';
 import { startApi } from '../agent/api-harness.ts';
-import { explainedGuest, tagsExplained } from '../agent/fake-distribution.ts';
+import { distributionInfo, explainedGuest, tagsExplained } from '../agent/fake-distribution.ts';
 import { DOMAIN } from '../agent/fake-service.ts';
 import { runCli } from './harness.ts';
 
@@ -15,6 +16,11 @@ void t.test('distribution', async (t) => {
     /^state +bringing\nrate +20 MiB\/s on average, 80 MiB\/s at most\nheld +256 pages, 1 MiB of 1 GiB/,
   );
   t.match(status.stdout, /\nshop +256 +100 +488 KiB +879 KiB +1\.01 +host-c +7000 pages, 5 s ago\n$/);
+  const [domain] = distributionInfo.domains;
+  const { code, message, hint } = new PagetideError('PT_DIRECTORY_EVICTS', 'it loses records');
+  domain!.directory.error = { code, message, hint };
+  t.match((await cli('distribution status')).stdout, /\n\nshop: it loses records \(PT_DIRECTORY_EVICTS\)\n {2}\S/);
+  delete domain!.directory.error;
   await cli('distribution set-rate 20M --peak 40M');
   t.same(service.calls.at(-1), ['setRates', { average: 20 * 2 ** 20, peak: 40 * 2 ** 20 }]);
   const explained = await cli('distribution explain web1');

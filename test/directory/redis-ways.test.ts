@@ -134,8 +134,8 @@ void t.test('a cluster over TLS, with a password', skip, async (t) => {
   t.ok((await second.holders('shop', tags)).guests.every((guests) => guests >= 1));
   const page = await second.lacking('shop', 'nobody', { limit: 2 * pages });
   t.ok(page.tags.length > 0);
-  const { passwordFile: _, ...none } = agent;
-  const stranger = open(t, { urls, cluster: true, timeoutMs: 1000, ...none });
+  const { ca, certificate, key } = agent;
+  const stranger = open(t, { urls, cluster: true, timeoutMs: 1000, ca, certificate, key });
   await t.rejects(stranger.hosts(), { code: 'PT_PEER_UNREACHABLE' }, 'no password');
   const plain = open(t, { urls: urls.map((url) => url.replace('rediss', 'redis')), cluster: true, timeoutMs: 1000 });
   await t.rejects(plain.hosts(), { code: 'PT_PEER_UNREACHABLE' }, 'no TLS');

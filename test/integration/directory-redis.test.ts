@@ -58,6 +58,16 @@ async function startGuests(all: TestAgent[]): Promise<void> {
   for (const agent of all) await startGuest(agent, `guest-${agent.name}`, still, 'shop');
 }
 
+void t.test('an agent says that its directory loses records', { skip }, async (t) => {
+  const { url } = await startRedis(t, { args: ['--maxmemory-policy', 'allkeys-lru'] });
+  const cluster = clusterOf(t);
+  const agent = await cluster.agent('a', { watch, directory: { url, ...quick } });
+  await agent.client.createDomain('shop');
+  await until('it is said', async () => (await agent.client.distribution()).domains[0]?.directory.error !== undefined);
+  const [info] = (await agent.client.distribution()).domains;
+  t.match(info?.directory, { error: { code: 'PT_DIRECTORY_EVICTS', message: /allkeys-lru/ } });
+});
+
 void t.test(
   'reports arrive and count; all is told again to one that lost it; agents go on without',
   { skip },
