@@ -384,5 +384,8 @@ void t.test('reports are no larger than the directory lets them be', async (t) =
   }
   t.equal(host.reporter.state().reportedTags, 250);
   t.equal(sizes.length, 4);
-  t.ok(sizes.slice(1, 3).every((bytes) => bytes > 80 * 16 && bytes < 90 * 16), sizes.join());
+  t.ok(
+    sizes.slice(1, 3).every((bytes) => bytes > 80 * 16 && bytes < 90 * 16),
+    sizes.join(),
+  );
 });

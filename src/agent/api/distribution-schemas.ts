@@ -51,7 +51,9 @@ export const distributionInfo = z
           reachable: z.boolean().nullable().meta({ description: 'null: it was not asked yet.' }),
           lastReportMs: figure.nullable().meta({ description: "Since it took this host's last report." }),
           reportedTags: count.nullable(),
-          error: errorJson.exactOptional().meta({ description: 'Why what this host reports is not taken, or is worth nothing there.' }),
+          error: errorJson
+            .exactOptional()
+            .meta({ description: 'Why what this host reports is not taken, or is worth nothing there.' }),
         }),
       }),
     ),
